@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import cv2
 import numpy as np
@@ -157,7 +157,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
     """Writes a photo in its own format, whole or not at all.
 
     JPEG has quality 95 and full colour resolution (4:4:4); WebP is lossless or of quality 95 as it was; TIFF is
-    compressed without loss.
+    deflated.
 
     Args:
         path: The file to write; its folder is created if needed.
@@ -173,10 +173,10 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         raise UserError(f"{path}: {photo.format} cannot hold {what}; choose PNG or TIFF")
     channels = _channels(photo)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        if high and photo.format == "PNG":
-            _write_png_16(file, channels, photo)
+        if photo.format == "TIFF":
+            _write_tiff(file, channels, photo)
         elif high:
-            _write_tiff_16(file, channels, photo)
+            _write_png_16(file, channels, photo)
         else:
             _write_8(file, channels, photo)
 
@@ -189,7 +189,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns at half of its limit; real cameras reach that
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_OPENED) as image:
+            # not by its path: Pillow scrambles a memory-mapped TIFF that has to be turned
+            with path.open("rb") as file, Image.open(file, formats=_OPENED) as image:
                 yield image
     except (UserError, MemoryError):
         raise
@@ -229,7 +230,8 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, bool]:
     """Decodes into upright RGB (H, W, 3), alpha (H, W) or None, and whether it is grey."""
     orientation = _orientation(image)
-    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+    deep = not image.mode.startswith("I;16") and _samples_of_16_bits(image, path)
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16") or deep == "grey"
     if image.mode in ("I", "F"):
         raise UserError(f"{path}: 32-bit samples; expected 8 or 16 bits a channel, convert it first")
     if image.mode == "LAB":
@@ -238,7 +240,7 @@ def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] 
         decoded = _whole_jpeg(path)
         if decoded is not None:
             return _upright(decoded, orientation), None, grey
-    if not image.mode.startswith("I;16") and _has_16_bit_channels(image, path):
+    if deep:
         image.load()  # Pillow notices a truncated file, OpenCV does not
         pixels = _read_16_bits(path)
     else:
@@ -255,7 +257,7 @@ def _whole_jpeg(path: Path) -> NDArray[np.uint8] | None:
     if data[-2:].tobytes() != b"\xff\xd9":  # OpenCV takes a truncated file for a whole one
         return None
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded)
+    return None if decoded is None else np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded), np.uint8)
 
 
 def _read_16_bits(path: Path) -> NDArray[np.uint16]:
@@ -263,7 +265,7 @@ def _read_16_bits(path: Path) -> NDArray[np.uint16]:
     decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[2] not in (3, 4):
         raise UserError(f"{path}: this kind of 16-bit file cannot be read; expected grey, RGB or RGBA")
-    return decoded[..., [2, 1, 0, 3][: decoded.shape[2]]]
+    return np.asarray(decoded[..., [2, 1, 0, 3][: decoded.shape[2]]], np.uint16)
 
 
 def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
@@ -277,15 +279,17 @@ def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
     return np.array(image.convert("RGB"))
 
 
-def _has_16_bit_channels(image: Image.Image, path: Path) -> bool:
-    """Whether this is a 16-bit RGB, RGBA or grey-alpha file, of which Pillow gives 8 bits only."""
+def _samples_of_16_bits(image: Image.Image, path: Path) -> Literal["", "grey", "colour"]:
+    """Tells 16-bit files by their headers: Pillow gives only 8 bits of all but plain grey."""
     if image.format == "PNG":
         with path.open("rb") as file:
-            return file.read(25)[24:] == b"\x10"
+            depth, kind = file.read(26)[24:]
+        return "" if depth != 16 else "grey" if kind in (0, 4) else "colour"
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
-        return set(tags.get(258, ())) == {16} and tags.get(262) in (1, 2) and set(tags.get(339, (1,))) == {1}
-    return False
+        if set(tags.get(258, ())) == {16} and tags.get(262) in (1, 2) and set(tags.get(339, (1,))) == {1}:
+            return "grey" if tags[262] == 1 else "colour"
+    return ""
 
 
 def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
@@ -361,10 +365,6 @@ def _write_8(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
     elif photo.format == "WEBP":
         # `exact` keeps the colours under transparent pixels
         image.save(file, "WEBP", quality=95, lossless=photo.lossless, exact=True, method=4, xmp=photo.xmp, **options)
-    elif photo.format == "TIFF":
-        if photo.exif:
-            options["exif"] = _loaded(photo.exif)
-        image.save(file, "TIFF", compression="tiff_adobe_deflate", **options)
     elif photo.format == "PNG":
         texts = PngImagePlugin.PngInfo()
         if photo.xmp:
@@ -374,21 +374,19 @@ def _write_8(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
         image.save(file, photo.format, **({"dpi": photo.resolution} if photo.resolution else {}))
 
 
-def _loaded(exif: bytes) -> Image.Exif:
-    block = Image.Exif()
-    block.load(exif)
-    return block
-
-
 def _write_png_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
-    """OpenCV writes the pixels; the chunks for EXIF, profile and resolution go in after the header."""
-    if channels.ndim == 3 and channels.shape[2] == 2:  # OpenCV has no grey with alpha
-        channels = np.concatenate([np.repeat(channels[..., :1], 3, axis=2), channels[..., 1:]], axis=2)
-    if channels.ndim == 3:
-        channels = channels[..., [2, 1, 0, 3][: channels.shape[2]]]
-    encoded = cv2.imencode(".png", np.ascontiguousarray(channels))[1].tobytes()
-    header_end = 8 + 25
-    file.write(encoded[:header_end])
+    """Pillow writes no 16-bit colour, OpenCV neither grey with alpha nor EXIF and profile in all its releases."""
+    height, width = channels.shape[:2]
+    samples = 1 if channels.ndim == 2 else channels.shape[2]
+    rows = np.ascontiguousarray(channels, ">u2").view(np.uint8).reshape(height, width, 2 * samples)
+    filtered = np.empty((height, 1 + width * 2 * samples), np.uint8)
+    filtered[:, 0] = 1  # each row is stored as differences from the pixel on the left
+    differences = rows.copy()
+    differences[:, 1:] -= rows[:, :-1]
+    filtered[:, 1:] = differences.reshape(height, -1)
+    file.write(b"\x89PNG\r\n\x1a\n")
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
+    _write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
     if photo.icc_profile:
         _write_png_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc_profile))
     if photo.resolution:
@@ -398,25 +396,28 @@ def _write_png_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None
         _write_png_chunk(file, b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
     if photo.xmp:
         _write_png_chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + photo.xmp)
-    file.write(encoded[header_end:])
+    _write_png_chunk(file, b"IDAT", zlib.compress(filtered.data, 6))
+    _write_png_chunk(file, b"IEND", b"")
 
 
 def _write_png_chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
     file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
 
 
-def _write_tiff_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
-    """One deflated strip and a directory: no library at hand writes 16-bit RGB with EXIF and profile."""
+def _write_tiff(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
+    """One deflated strip and a directory: Pillow writes no 16-bit RGB, and no EXIF beside compressed pixels."""
     height, width = channels.shape[:2]
     samples = 1 if channels.ndim == 2 else channels.shape[2]
-    strip = zlib.compress(np.ascontiguousarray(channels, dtype="<u2").tobytes(), 6)
+    bits = 8 * channels.itemsize
+    strip = zlib.compress(np.ascontiguousarray(channels, channels.dtype.newbyteorder("<")).data, 6)
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     if photo.exif:
-        block = _loaded(photo.exif)
+        block = Image.Exif()
+        block.load(photo.exif)
         for tag, value in block.items():
             directory[tag] = block.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else value
     directory[256], directory[257] = width, height
-    directory[258] = (16,) * samples
+    directory[258] = (bits,) * samples
     directory[259] = 8  # deflate
     directory[262] = 1 if photo.grey else 2
     directory[277], directory[278], directory[284] = samples, height, 1
@@ -424,9 +425,10 @@ def _write_tiff_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> Non
         directory[338] = 2  # not premultiplied
     if photo.resolution:
         directory[282], directory[283], directory[296] = *photo.resolution, 2
-    if photo.icc_profile:
-        directory.tagtype[34675] = 7
-        directory[34675] = photo.icc_profile
+    for tag, content in ((34675, photo.icc_profile), (700, photo.xmp)):
+        if content:
+            directory.tagtype[tag] = 7
+            directory[tag] = content
     directory[273], directory[279] = 0, len(strip)  # Pillow adds the directory's own length to the offset
     start = 8
     file.write(b"II*\0" + struct.pack("<I", start) + directory.tobytes(start))
