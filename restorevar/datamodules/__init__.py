@@ -1,0 +1,23 @@
+"""Training, validation and test data: photos degraded on the fly, paired sets, manifests and shards."""
+
+from restorevar.datamodules.batch import RestorationBatch
+from restorevar.datamodules.restoration import RestorationDataModule
+from restorevar.datamodules.sources import (
+    CleanPhotos,
+    FixedDegradations,
+    Manifest,
+    PairedFolders,
+    Photos,
+    Source,
+)
+
+__all__ = [
+    "CleanPhotos",
+    "FixedDegradations",
+    "Manifest",
+    "PairedFolders",
+    "Photos",
+    "RestorationBatch",
+    "RestorationDataModule",
+    "Source",
+]

@@ -1,0 +1,71 @@
+"""What a data loader hands to a LightningModule."""
+
+from typing import NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["CLEAN_KIND", "PAIRED_KINDS", "RestorationBatch", "RestorationSample", "collate", "to_tensor"]
+
+PAIRED_KINDS = ("haze", "rain", "snow", "low_light", "motion_blur", "mixed", "other")
+"""Kinds of degradation that a pair can have."""
+
+CLEAN_KIND = "clean"
+"""Kind of a pair whose degraded image is the clean one."""
+
+
+class RestorationSample(TypedDict):
+    """One sample; images are (3, H, W) float32 in [-1, 1]."""
+
+    degraded: Tensor
+    clean: NotRequired[Tensor]
+    kind: str
+    dataset: str
+    path: str
+    severity: NotRequired[float]
+    parameters: NotRequired[str]
+
+
+class RestorationBatch(TypedDict):
+    """B samples; images are (B, 3, H, W) float32 in [-1, 1].
+
+    Attributes:
+        degraded: The images to restore.
+        clean: The images they should become; absent only when predicting without ground truth.
+        kind: Kind of degradation of each sample.
+        dataset: Name of the set or folder that each sample comes from.
+        path: File of the degraded image, or of the clean image if it was degraded on the fly.
+        severity: Fixed sets only: severity in [0, 1], NaN where it is not known (real pairs).
+        parameters: Fixed sets only: JSON of the degradation's parameters, `{}` for real pairs.
+    """
+
+    degraded: Tensor
+    clean: NotRequired[Tensor]
+    kind: list[str]
+    dataset: list[str]
+    path: list[str]
+    severity: NotRequired[list[float]]
+    parameters: NotRequired[list[str]]
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().mul_(2 / 255).sub_(1)
+
+
+def collate(samples: list[RestorationSample]) -> RestorationBatch:
+    """Stacks images; everything else becomes a list."""
+    batch: RestorationBatch = {
+        "degraded": torch.stack([sample["degraded"] for sample in samples]),
+        "kind": [sample["kind"] for sample in samples],
+        "dataset": [sample["dataset"] for sample in samples],
+        "path": [sample["path"] for sample in samples],
+    }
+    if "clean" in samples[0]:
+        batch["clean"] = torch.stack([sample["clean"] for sample in samples])
+    if "parameters" in samples[0]:
+        batch["severity"] = [sample["severity"] for sample in samples]
+        batch["parameters"] = [sample["parameters"] for sample in samples]
+    return batch

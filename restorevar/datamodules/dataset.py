@@ -1,0 +1,287 @@
+"""From a record to a sample: read, resize, crop, degrade, flip."""
+
+import functools
+import json
+import logging
+import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from restorevar.datamodules.batch import CLEAN_KIND, RestorationSample, to_tensor
+from restorevar.datamodules.sampler import Draw
+from restorevar.datamodules.sources import Record
+from restorevar.errors import UserError
+
+__all__ = ["FixedDataset", "Geometry", "Pool", "Skips", "TrainingDataset"]
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+Crop = tuple[int, int, int, int]
+ATTEMPTS = 20  # other records tried for a broken one
+
+
+class Pool(NamedTuple):
+    """Records that are drawn for one kind.
+
+    Attributes:
+        kind: The kind; `clean` hands out the clean image twice.
+        records: The records.
+        severity: Range of the severity for photos degraded on the fly.
+    """
+
+    kind: str
+    records: Sequence[Record]
+    severity: tuple[float, float]
+
+
+class Geometry(NamedTuple):
+    """How a photo becomes a crop.
+
+    Attributes:
+        size: Height and width of the crop.
+        resize_short_side: Range that the short side is resized to (Lanczos), in units of the smallest size that still
+            covers the crop; drawn log-uniformly. Its upper end is lowered to the photo's own size, its lower end
+            holds always. None keeps the photo's size unless it is too small for the crop.
+        horizontal_flip: Mirror half of the samples.
+        vertical_flip: Turn half of the samples upside down.
+    """
+
+    size: tuple[int, int]
+    resize_short_side: tuple[float, float] | None = (1.125, 1.125)
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+
+    def plan(self, shape: Sequence[int], generator: np.random.Generator | None) -> tuple[tuple[int, int], Crop]:
+        """Size of the resized photo, and the crop (top, left, height, width) in it.
+
+        Args:
+            shape: (H, W, ...) of the photo.
+            generator: Draws scale and place; None takes the middle of both.
+        """
+        height, width = self.size
+        cover = max(height / shape[0], width / shape[1])
+        if self.resize_short_side is None:
+            scale = max(1.0, cover)
+        else:
+            low, high = self.resize_short_side
+            high = max(low, min(high, 1 / cover))
+            part = 0.5 if generator is None else generator.random()
+            scale = cover * math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+        resized = (max(height, round(shape[0] * scale)), max(width, round(shape[1] * scale)))
+        spare = (resized[0] - height, resized[1] - width)
+        if generator is None:
+            top, left = spare[0] // 2, spare[1] // 2
+        else:
+            top, left = (int(generator.integers(0, room + 1)) for room in spare)
+        return resized, (top, left, height, width)
+
+    def flips(self, generator: np.random.Generator) -> tuple[bool, bool]:
+        """Whether to mirror, and whether to turn upside down."""
+        mirror, turn = generator.random(2) < 0.5
+        return bool(mirror) and self.horizontal_flip, bool(turn) and self.vertical_flip
+
+
+class Skips:
+    """Counts broken files over all worker processes."""
+
+    def __init__(self) -> None:
+        self._count = multiprocessing.Value("q", 0)
+
+    def add(self) -> None:
+        """One more."""
+        with self._count.get_lock():
+            self._count.value += 1
+
+    @property
+    def count(self) -> int:
+        """Samples replaced so far."""
+        return self._count.value
+
+
+class TrainingDataset(Dataset[RestorationSample]):
+    """Makes the sample of a draw; all randomness comes from (seed, epoch, position).
+
+    Args:
+        pools: What draws refer to.
+        geometry: Crop, scale and flips.
+        seed: Fixes everything.
+        skips: Counts broken files, which are replaced by others of their pool; None raises instead.
+    """
+
+    def __init__(self, pools: Sequence[Pool], geometry: Geometry, seed: int, skips: Skips | None = None) -> None:
+        self.pools, self.geometry, self.seed, self.skips = list(pools), geometry, seed, skips
+
+    def __len__(self) -> int:
+        return sum(len(pool.records) for pool in self.pools)
+
+    def __getitem__(self, draw: Draw) -> RestorationSample:
+        pool = self.pools[draw.pool]
+        record = pool.records[draw.record]
+        for attempt in range(ATTEMPTS):
+            generator = np.random.default_rng([self.seed, draw.epoch, draw.position, attempt])
+            try:
+                return self._sample(pool, record, generator)
+            except UserError as error:
+                if self.skips is None or attempt == ATTEMPTS - 1:
+                    raise
+                self.skips.add()
+                _warn_once(f"skipped: {error}")
+                record = pool.records[int(generator.integers(len(pool.records)))]
+        raise AssertionError("unreachable")
+
+    def _sample(self, pool: Pool, record: Record, generator: np.random.Generator) -> RestorationSample:
+        low, high = pool.severity
+        severity = low + (high - low) * float(generator.random())
+        seed = int(generator.integers(2**31))
+        mirror, turn = self.geometry.flips(generator)
+        if pool.kind == CLEAN_KIND:
+            photo = read_image(record.clean or record.path)
+            resized, crop = self.geometry.plan(photo.shape, generator)
+            clean = resized_crop(photo, resized, crop)
+            degraded = clean
+        elif record.clean is None:
+            photo = read_image(record.path)
+            resized, crop = self.geometry.plan(photo.shape, generator)
+            photo = resize(photo, resized)
+            degraded, _ = degrade_photo(photo, pool.kind, severity, seed, crop)
+            clean = cut(photo, crop)
+        else:
+            degraded, clean = read_pair(record)
+            resized, crop = self.geometry.plan(clean.shape, generator)
+            degraded, clean = resized_crop(degraded, resized, crop), resized_crop(clean, resized, crop)
+        if mirror:
+            degraded, clean = degraded[:, ::-1], clean[:, ::-1]
+        if turn:
+            degraded, clean = degraded[::-1], clean[::-1]
+        return {
+            "degraded": to_tensor(degraded),
+            "clean": to_tensor(clean),
+            "kind": pool.kind,
+            "dataset": record.dataset,
+            "path": record.path,
+        }
+
+
+class FixedDataset(Dataset[RestorationSample]):
+    """Samples that are the same in every epoch, on every machine.
+
+    Args:
+        records: One a sample. Records without a clean image and without a kind are not allowed.
+        geometry: A crop from the middle; None keeps the photo's own size.
+        paired: Whether there are clean images; without, samples have none.
+    """
+
+    def __init__(self, records: Sequence[Record], geometry: Geometry | None, paired: bool = True) -> None:
+        self.records, self.geometry, self.paired = list(records), geometry, paired
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> RestorationSample:
+        record = self.records[index]
+        kind = record.kind or CLEAN_KIND
+        parameters: dict[str, Any] = {}
+        severity = math.nan if record.severity is None else record.severity
+        clean: Pixels | None
+        if not self.paired:
+            degraded, clean = self._cropped(read_image(record.path)), None
+        elif record.clean is not None:
+            degraded, clean = (self._cropped(image) for image in read_pair(record))
+        elif kind == CLEAN_KIND:
+            clean = self._cropped(read_image(record.path))
+            degraded, severity = clean, 0.0
+        else:
+            photo = read_image(record.path)
+            crop = (0, 0, *photo.shape[:2])
+            if self.geometry is not None:
+                resized, crop = self.geometry.plan(photo.shape, None)
+                photo = resize(photo, resized)
+            degraded, parameters = degrade_photo(photo, kind, severity, record.seed, crop)
+            clean = cut(photo, crop)
+        sample: RestorationSample = {
+            "degraded": to_tensor(degraded),
+            "kind": kind,
+            "dataset": record.dataset,
+            "path": record.path,
+            "severity": severity,
+            "parameters": json.dumps(parameters, sort_keys=True),
+        }
+        if clean is not None:
+            sample["clean"] = to_tensor(clean)
+        return sample
+
+    def _cropped(self, image: Pixels) -> Pixels:
+        if self.geometry is None:
+            return image
+        return resized_crop(image, *self.geometry.plan(image.shape, None))
+
+
+def read_image(reference: str) -> Pixels:
+    """(H, W, 3) uint8 RGB of a file."""
+    from restorevar.restoration.photo import read_rgb
+
+    return read_rgb(reference)
+
+
+def read_pair(record: Record) -> tuple[Pixels, Pixels]:
+    """Degraded and clean image of a record.
+
+    Raises:
+        UserError: One cannot be read, or their sizes differ.
+    """
+    assert record.clean is not None
+    degraded, clean = read_image(record.path), read_image(record.clean)
+    if degraded.shape != clean.shape:
+        raise UserError(
+            f"{record.path}: {degraded.shape[1]} x {degraded.shape[0]} pixels, but its clean image {record.clean} has"
+            f" {clean.shape[1]} x {clean.shape[0]}; expected equal sizes"
+        )
+    return degraded, clean
+
+
+def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Lanczos to (height, width), antialiased."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def resized_crop(image: Pixels, size: tuple[int, int], crop: Crop) -> Pixels:
+    """`cut(resize(image, size), crop)` up to rounding of the crop's border, without resizing what is cut away."""
+    if image.shape[:2] == size:
+        return cut(image, crop)
+    top, left, height, width = crop
+    vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
+    box = (left * horizontal, top * vertical, (left + width) * horizontal, (top + height) * vertical)
+    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+def cut(image: Pixels, crop: Crop) -> Pixels:
+    """The crop (top, left, height, width); a view."""
+    top, left, height, width = crop
+    return image[top : top + height, left : left + width]
+
+
+def degrade_photo(photo: Pixels, kind: str, severity: float, seed: int, crop: Crop) -> tuple[Pixels, dict[str, Any]]:
+    """See `restorevar.datamodules.degradations.degrade`."""
+    return _degrade()(photo, kind, severity, seed, crop=crop)
+
+
+@functools.cache
+def _degrade() -> Callable[..., tuple[Pixels, dict[str, Any]]]:
+    from restorevar.datamodules.degradations import degrade
+
+    return degrade
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,152 @@
+"""Data loaders: one that can resume in the middle of an epoch, and one for fixed sets."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from restorevar.datamodules.batch import RestorationBatch, RestorationSample, collate
+from restorevar.datamodules.sampler import EpochSampler
+from restorevar.errors import UserError
+
+__all__ = ["FixedSampler", "TrainingLoader", "fixed_loader"]
+
+
+class TrainingLoader:
+    """Batches of an epoch, with a position that Lightning saves and restores.
+
+    It is no `DataLoader` on purpose: Lightning would put a sampler of its own into one. The position counts samples
+    consumed over all processes by batches handed out, whatever the workers have prefetched beyond them.
+
+    Args:
+        dataset: Makes a sample from a `Draw`; sees no epoch and no rank.
+        sampler: The order of the draws.
+        num_workers: Worker processes; they live until `shutdown`.
+        pin_memory: Whether batches go to page-locked memory.
+        in_flight: How many of the batches handed out are not trained on yet; not counted as consumed.
+        on_load: Called after a position has been restored.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[RestorationSample],
+        sampler: EpochSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        in_flight: Callable[[], int] | None = None,
+        on_load: Callable[["TrainingLoader"], None] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.num_workers = num_workers
+        # Lightning looks for `batch_sampler.sampler.set_epoch`; a `sampler` attribute would make overfit_batches
+        # replace it
+        self.batch_sampler = BatchSampler(sampler, sampler.batch_size, drop_last=True)  # type: ignore[arg-type]  # draws
+        self.epoch_sampler = sampler
+        self._pin_memory = pin_memory
+        self._in_flight, self._on_load = in_flight, on_load
+        self._inner: DataLoader[Any] | None = None
+        self._handed_out, self._epoch = 0, sampler.epoch
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch of this process."""
+        return self.epoch_sampler.batch_size
+
+    def __len__(self) -> int:
+        return self.epoch_sampler.batches
+
+    def __iter__(self) -> Iterator[RestorationBatch]:
+        # a generator: Lightning creates iterators before it sets the epoch
+        self._handed_out, self._epoch = 0, self.epoch_sampler.epoch
+        if self._inner is None:
+            self._inner = DataLoader(
+                self.dataset,
+                batch_sampler=self.batch_sampler,
+                num_workers=self.num_workers,
+                collate_fn=collate,
+                pin_memory=self._pin_memory,
+                persistent_workers=self.num_workers > 0,
+            )
+        try:
+            for batch in self._inner:
+                self._handed_out += 1
+                yield batch
+        except UserError as error:
+            raise UserError(_last_line(error)) from None
+
+    @property
+    def consumed(self) -> int:
+        """Samples of the current epoch trained on, over all processes."""
+        if self._epoch != self.epoch_sampler.epoch:  # another epoch has been set and not begun
+            return 0
+        batches = self._handed_out - (self._in_flight() if self._in_flight is not None else 0)
+        return self.epoch_sampler.start + max(batches, 0) * self.epoch_sampler.step
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: plain integers, the same on every process."""
+        return {"epoch": self.epoch_sampler.epoch, "consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration start at a saved position, taken by any number of processes."""
+        self.epoch_sampler.set_epoch(int(state["epoch"]))
+        self.epoch_sampler.start = int(state["consumed"])
+        self._handed_out, self._epoch = 0, self.epoch_sampler.epoch
+        if self._on_load is not None:
+            self._on_load(self)
+
+    def shutdown(self) -> None:
+        """Ends the worker processes."""
+        self._inner = None
+
+
+class FixedSampler(Sampler[int]):
+    """A process's part of a fixed set, in order.
+
+    Args:
+        length: Samples of the whole set.
+        rank: This process.
+        world_size: Number of processes.
+        equal: Repeat samples so that every process has equally many. For sharded models only, which wait for each
+            other at every forward; elsewhere each sample is seen once.
+    """
+
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1, equal: bool = False) -> None:
+        count = -(-length // world_size) * world_size if equal or length < world_size else length
+        self._indices = [index % length for index in range(rank, count, world_size)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def fixed_loader(
+    dataset: Dataset[RestorationSample], batch_size: int, num_workers: int, sampler: FixedSampler
+) -> DataLoader[RestorationSample]:
+    """A loader of a process's part of a fixed set.
+
+    Args:
+        dataset: The set.
+        batch_size: Samples in a batch.
+        num_workers: Worker processes.
+        sampler: The process's part.
+
+    Returns:
+        The loader.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def _last_line(error: UserError) -> str:
+    """A worker's error without the traceback that torch puts before it."""
+    text = str(error)
+    marker = f"{UserError.__name__}: "
+    return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text

@@ -1,0 +1,392 @@
+"""Where samples come from: typed records that a configuration file can list, each looked up only when asked."""
+
+import fnmatch
+import importlib.util
+import os
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
+from restorevar.errors import UserError
+
+__all__ = [
+    "CleanPhotos",
+    "Collection",
+    "FixedDegradations",
+    "Manifest",
+    "PairedFolders",
+    "Photos",
+    "Record",
+    "Source",
+    "check_kind",
+    "list_photos",
+    "resolve",
+]
+
+MADE_KINDS = ("haze", "rain", "snow", "low_light", "motion_blur", "mixed")
+
+
+def _equal_weights() -> dict[str, float]:
+    return dict.fromkeys(MADE_KINDS, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample before it is read.
+
+    Attributes:
+        path: File of the degraded image, or of the photo to degrade.
+        clean: File of the clean image; None if it is made from `path` (a photo to degrade) or unknown.
+        kind: Kind of degradation; None for photos that are degraded as the sampler asks.
+        dataset: Name of the set.
+        severity: Severity in [0, 1] of a fixed made degradation.
+        seed: Seed of a fixed made degradation.
+    """
+
+    path: str
+    clean: str | None
+    kind: str | None
+    dataset: str
+    severity: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a source holds.
+
+    Attributes:
+        records: Its records.
+        kinds: Weight of each task that it serves. For records without a kind: every record serves every task.
+        severity: Range of the severity of records without a kind.
+        repeat: How often each record counts in an epoch.
+        paired: Whether the records have clean images of their own (or are made from clean photos).
+    """
+
+    records: list[Record]
+    kinds: Mapping[str, float]
+    severity: tuple[float, float] = (0.0, 1.0)
+    repeat: int = 1
+    paired: bool = True
+
+
+class Source(ABC):
+    """A set of samples. Nothing is looked up before `collect`."""
+
+    @abstractmethod
+    def collect(self, root: Path) -> Collection:
+        """Finds the files.
+
+        Args:
+            root: Folder that relative paths start from.
+
+        Returns:
+            What was found, in a fixed order.
+
+        Raises:
+            UserError: A folder or file is missing, or empty, or an option makes no sense.
+        """
+
+
+@dataclass
+class CleanPhotos(Source):
+    """Good photos, degraded on the fly.
+
+    Args:
+        folders: Folders of photos, searched with their sub-folders, or single files.
+        degradations: Kinds and their weights. In an epoch each task (kind) is drawn in proportion to its weight.
+        severity: Lowest and highest severity, both in [0, 1]; drawn uniformly.
+        repeat: How often each photo counts in an epoch.
+        include: File name patterns to take, such as `astronaut.png` or `*.jpg`.
+        limit: Take the first so many photos only.
+        dataset: Name of the set in batches; the folder's name if not given.
+    """
+
+    folders: list[str]
+    degradations: dict[str, float] = field(default_factory=_equal_weights)
+    severity: tuple[float, float] = (0.0, 1.0)
+    repeat: int = 1
+    include: list[str] = field(default_factory=lambda: ["*"])
+    limit: int | None = None
+    dataset: str | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        weights = check_weights(self.degradations)
+        low, high = self.severity
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"severity: found {low} to {high}; expected 0 <= lowest <= highest <= 1")
+        records = [
+            Record(str(path), None, None, self.dataset or name)
+            for path, name in _photos_of(self.folders, root, self.include, self.limit)
+        ]
+        return Collection(records, weights, (low, high), check_repeat(self.repeat))
+
+
+@dataclass
+class PairedFolders(Source):
+    """Two folders whose files have the same names, endings aside.
+
+    Args:
+        degraded: Folder of degraded images.
+        clean: Folder of clean images.
+        kind: Kind of degradation.
+        weight: Weight of the kind as a task.
+        repeat: How often each pair counts in an epoch.
+        limit: Take the first so many pairs only.
+        dataset: Name of the set in batches; the degraded folder's name if not given.
+    """
+
+    degraded: str
+    clean: str
+    kind: str = "other"
+    weight: float = 1.0
+    repeat: int = 1
+    limit: int | None = None
+    dataset: str | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        check_kind(self.kind)
+        degraded_folder, clean_folder = resolve(self.degraded, root), resolve(self.clean, root)
+        partners = {path.relative_to(clean_folder).with_suffix(""): path for path in list_photos(clean_folder)}
+        name = self.dataset or self._name(degraded_folder)
+        records, missing = [], []
+        for path in list_photos(degraded_folder)[: self.limit]:
+            partner = partners.get(path.relative_to(degraded_folder).with_suffix(""))
+            if partner is None:
+                missing.append(path)
+            else:
+                records.append(Record(str(path), str(partner), self.kind, name))
+        if missing:
+            raise UserError(
+                f"{missing[0]}: no file of that name in {clean_folder} ({len(missing)} such); give each degraded image"
+                " a clean one of the same name, or build a manifest with `restorevar manifest`"
+            )
+        return Collection(records, check_weights({self.kind: self.weight}), repeat=check_repeat(self.repeat))
+
+    @staticmethod
+    def _name(folder: Path) -> str:
+        generic = {"degraded", "input", "lq", "low", "train", "test", "hazy", "rain", "blur"}
+        return folder.parent.name if folder.name.lower() in generic and folder.parent.name else folder.name
+
+
+@dataclass
+class Manifest(Source):
+    """A list of pairs in a JSON or CSV file, such as `restorevar manifest` writes.
+
+    Args:
+        path: The file.
+        root: Folder that its relative paths start from; the file's own folder if not given.
+        kinds: Take these kinds only.
+        datasets: Take these sets only.
+        weight: Weight of each of its kinds as a task.
+        repeat: How often each pair counts in an epoch.
+        limit: Take the first so many pairs only.
+    """
+
+    path: str
+    root: str | None = None
+    kinds: list[str] | None = None
+    datasets: list[str] | None = None
+    weight: float = 1.0
+    repeat: int = 1
+    limit: int | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        from restorevar.datamodules.manifest import read_manifest
+
+        for kind in self.kinds or ():
+            check_kind(kind)
+        path = resolve(self.path, root)
+        base = resolve(self.root, root) if self.root is not None else path.parent
+        records = [
+            Record(str(base / row.image_path), str(base / row.target_path), row.kind, row.dataset)
+            for row in read_manifest(path)
+            if (self.kinds is None or row.kind in self.kinds)
+            and (self.datasets is None or row.dataset in self.datasets)
+        ][: self.limit]
+        if not records:
+            raise UserError(f"{path}: no row left; loosen `kinds`, `datasets` or `limit`")
+        weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
+        return Collection(records, weights, repeat=check_repeat(self.repeat))
+
+
+@dataclass
+class FixedDegradations(Source):
+    """A fixed validation or test set: every photo in every kind and severity.
+
+    The randomness of each sample hangs on its file name, kind, severity and `seed` only, so leaving photos out does
+    not change the others.
+
+    Args:
+        folders: Folders of photos, searched with their sub-folders, or single files.
+        kinds: Kinds of degradation.
+        severities: Severities in [0, 1].
+        include: File name patterns to take.
+        limit: Take the first so many photos only.
+        seed: Another number gives other degradations.
+        dataset: Name of the set in batches; the folder's name if not given.
+    """
+
+    folders: list[str]
+    kinds: list[str] = field(default_factory=lambda: list(MADE_KINDS))
+    severities: list[float] = field(default_factory=lambda: [0.5])
+    include: list[str] = field(default_factory=lambda: ["*"])
+    limit: int | None = None
+    seed: int = 0
+    dataset: str | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        check_weights(dict.fromkeys(self.kinds, 1.0))
+        for severity in self.severities:
+            if not 0 <= severity <= 1:
+                raise UserError(f"severities: found {severity}; expected numbers from 0 to 1")
+        records = []
+        for path, name in _photos_of(self.folders, root, self.include, self.limit):
+            for kind in self.kinds:
+                for severity in self.severities:
+                    key = f"{path.name} {kind} {severity:.6f} {self.seed}"
+                    seed = zlib.crc32(key.encode())
+                    records.append(Record(str(path), None, kind, self.dataset or name, severity, seed))
+        return Collection(records, dict.fromkeys(self.kinds, 1.0))
+
+
+@dataclass
+class Photos(Source):
+    """Degraded photos without ground truth, for `restorevar predict`.
+
+    Args:
+        folders: Folders of photos, searched with their sub-folders, or single files.
+        kind: Kind of degradation, if it is known.
+        include: File name patterns to take.
+        limit: Take the first so many photos only.
+        dataset: Name of the set in batches; the folder's name if not given.
+    """
+
+    folders: list[str]
+    kind: str = "other"
+    include: list[str] = field(default_factory=lambda: ["*"])
+    limit: int | None = None
+    dataset: str | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        check_kind(self.kind)
+        found = _photos_of(self.folders, root, self.include, self.limit)
+        records = [Record(str(path), None, self.kind, self.dataset or name) for path, name in found]
+        return Collection(records, {self.kind: 1.0}, paired=False)
+
+
+def resolve(path: str, root: Path) -> Path:
+    """Where a path of a configuration file points.
+
+    `$NAME` and `~` are expanded; `package:NAME/FOLDER` is a folder inside an installed Python package (scikit-image
+    ships photographs in `package:skimage/data`); other relative paths start from `root`.
+
+    Args:
+        path: As written.
+        root: Folder that relative paths start from.
+
+    Returns:
+        The path; it need not exist.
+
+    Raises:
+        UserError: An environment variable or package is not there.
+    """
+    if path.startswith("package:"):
+        package, _, inside = path.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"{path}: no package '{package}' is installed; install it or give another folder")
+        return Path(next(iter(spec.submodule_search_locations))) / inside
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise UserError(f"{path}: this environment variable is not set; set it or write the folder itself")
+    return root / expanded
+
+
+def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
+    """Photo files of a folder and its sub-folders, sorted by path.
+
+    Args:
+        folder: A folder, or one file.
+        include: File name patterns, of which one must match.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: It does not exist, or holds no photo; the message names what is there.
+    """
+    from restorevar.restoration.photo import SUFFIXES
+
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        there = folder
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        names = sorted(entry.name for entry in there.iterdir())[:8] if there.is_dir() else []
+        raise UserError(
+            f"{folder}: no such folder; {there} has: {', '.join(names) or 'nothing'}. Correct the path, or set the root"
+            " (data.root or RESTOREVAR_DATA)"
+        )
+    found = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES
+        and not name.startswith(".")
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
+    ]
+    if not found:
+        raise UserError(f"{folder}: no photo in it; expected files ending in {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def _photos_of(folders: Sequence[str], root: Path, include: Sequence[str], limit: int | None) -> list[tuple[Path, str]]:
+    """(file, set name) of several folders."""
+    if not folders:
+        raise UserError("folders: found none; expected at least one folder or photo")
+    found = []
+    for folder in folders:
+        path = resolve(folder, root)
+        name = path.name if path.is_dir() else path.parent.name
+        found += [(photo, name) for photo in list_photos(path, include)]
+    return found[:limit]
+
+
+def check_kind(kind: str) -> None:
+    """Raises a `UserError` unless `kind` is known."""
+    kinds = (*PAIRED_KINDS, CLEAN_KIND)
+    if kind not in kinds:
+        raise UserError(f"kind: found '{kind}'; expected one of {', '.join(kinds)}")
+
+
+def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """The kinds with a weight above 0.
+
+    Raises:
+        UserError: A kind is unknown, a weight negative, or no weight is left.
+    """
+    for kind, weight in weights.items():
+        check_kind(kind)
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"weight of {kind}: found {weight}; expected a number from 0 up")
+    kept = {kind: float(weight) for kind, weight in weights.items() if weight > 0}
+    if not kept:
+        raise UserError("weights: found none above 0; expected at least one kind with a weight")
+    return kept
+
+
+def check_repeat(repeat: int) -> int:
+    """`repeat`, or a `UserError` if it is below 1."""
+    if repeat < 1:
+        raise UserError(f"repeat: found {repeat}; expected 1 or more")
+    return repeat
