@@ -1,0 +1,218 @@
+"""Sizes of a model, as plain dataclasses: what `config.json` of a model folder holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, Literal, TypeVar
+
+from restorevar.errors import UserError
+from restorevar.models.scales import PAPER_SCALES_512, ScaleSchedule
+
+__all__ = ["DetailConfig", "RefinerConfig", "RestoreVARConfig", "TokenizerConfig", "TransformerConfig"]
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Multi-scale residual VQVAE. Defaults are the paper's (108.95 M parameters, 16 times downsampling).
+
+    Attributes:
+        base_channels: Channels of the first level.
+        channel_multipliers: Channels of each level over ``base_channels``; one level more halves the latent once more.
+        encoder_blocks: Residual blocks of a level in the encoder.
+        decoder_blocks: Residual blocks of a level in the decoder.
+        latent_channels: Channels Z of the latent.
+        vocabulary_size: Entries V of the codebook.
+        stem_patch: Side of the pixel blocks folded into channels before the first level (and unfolded after the
+            last); 1 is the published full-resolution stem, 4 is several times faster on CPUs.
+        attention: Self-attention at the coarsest level and in the middle.
+        norm_groups: Groups of the group norms.
+        phi_count: Residual convolutions shared over the scales.
+        phi_identity: Weight of the identity in phi(h) = identity * h + convolution * conv3x3(h).
+        phi_convolution: Weight of the convolution in phi.
+    """
+
+    base_channels: int = 160
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    latent_channels: int = 32
+    vocabulary_size: int = 4096
+    stem_patch: int = 1
+    attention: bool = True
+    norm_groups: int = 32
+    phi_count: int = 4
+    phi_identity: float = 0.5
+    phi_convolution: float = 0.5
+
+    @property
+    def downsampling(self) -> int:
+        """Side of the photo over the side of the latent (f)."""
+        return self.stem_patch * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Scale-wise transformer. Defaults are the paper's d16.
+
+    Attributes:
+        depth: Number of blocks d.
+        width: Channels C (paper: 64 d).
+        heads: Attention heads (paper: d).
+        mlp_ratio: Hidden channels of the MLP over ``width``.
+        drop_path: Largest stochastic-depth rate, reached at the last block; None is the paper's 0.1 d / 24.
+        class_count: Rows of the class embedding, of which the last starts every sequence (published: 1001).
+        rotary_base: Base of the rotary frequencies.
+        gain_init: Start of the cross-attention gains and of the global condition's gain: 0 when VAR's weights are
+            loaded, 1 from scratch, where 0 would leave the condition without gradient.
+        local_condition: Adds the condition latent, area-downsampled to s_k, to the inputs of scale k. Not in the paper.
+    """
+
+    depth: int = 16
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    drop_path: float | None = None
+    class_count: int = 1001
+    rotary_base: float = 10000.0
+    gain_init: float = 0.0
+    local_condition: bool = False
+
+    @property
+    def drop_path_rate(self) -> float:
+        """Stochastic-depth rate of the last block."""
+        return 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinerConfig:
+    """Latent refiner. Defaults are the paper's latent refinement transformer (22.97 M parameters).
+
+    Attributes:
+        kind: ``attention`` is the published transformer over all scales' hidden tokens; ``convolution`` is a small
+            residual network on the latent, the degraded latent and the last scale's hidden tokens, for small models.
+        width: Channels.
+        heads: Attention heads (``attention`` only).
+        mlp_width: Hidden channels of the MLP (``attention`` only).
+        depth: Number of layers or residual blocks.
+    """
+
+    kind: Literal["attention", "convolution"] = "attention"
+    width: int = 384
+    heads: int = 6
+    mlp_width: int = 768
+    depth: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailConfig:
+    """Detail path: features of the degraded photo fused into the decoder by gated residuals (ours, not the paper's).
+
+    Attributes:
+        width: Channels inside each fusion block.
+        blocks: Residual blocks inside each fusion block.
+        finest_level: First encoder level used, 0 being the level of the stem.
+    """
+
+    width: int = 64
+    blocks: int = 2
+    finest_level: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreVARConfig:
+    """A whole model, or the first parts of one: each training stage adds the next part.
+
+    Attributes:
+        scales: Sides (or [height, width]) of the token maps, coarse to fine; the last is the latent's size.
+        tokenizer: Sizes of the tokenizer.
+        transformer: Sizes of the transformer, None before stage 2.
+        refiner: Sizes of the refiner, None before stage 3.
+        detail: Sizes of the detail path, None where there is none.
+        license: Licence of the weights (SPDX name or a file's name in the model folder).
+    """
+
+    scales: tuple[int | tuple[int, int], ...] = PAPER_SCALES_512
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    transformer: TransformerConfig | None = None
+    refiner: RefinerConfig | None = None
+    detail: DetailConfig | None = None
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what one part expects of another.
+
+        Raises:
+            UserError: If the parts do not fit each other.
+        """
+        ScaleSchedule(self.scales)
+        if self.transformer is None and self.refiner is not None:
+            raise UserError("the model has a refiner but no transformer; expected both, or no refiner")
+        tokenizer, transformer = self.tokenizer, self.transformer
+        groups = tokenizer.norm_groups
+        for channels in tokenizer.level_channels:
+            if channels % groups:
+                raise UserError(
+                    f"tokenizer level with {channels} channels cannot have {groups} norm groups; "
+                    "change base_channels, channel_multipliers or norm_groups"
+                )
+        if transformer is not None and (
+            transformer.width % transformer.heads or transformer.width // transformer.heads % 4
+        ):
+            raise UserError(
+                f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be a multiple of 4 "
+                "(2D rotary embedding); change width or heads"
+            )
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The scale schedule as an object."""
+        return ScaleSchedule(self.scales)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The model's own photo size (height, width) in pixels."""
+        height, width = self.schedule.finest
+        return height * self.tokenizer.downsampling, width * self.tokenizer.downsampling
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RestoreVARConfig:
+        """Reads what :meth:`to_dict` wrote; fields added since then keep their defaults.
+
+        Raises:
+            UserError: If there is a key that no field has.
+        """
+        parts = {
+            "tokenizer": TokenizerConfig,
+            "transformer": TransformerConfig,
+            "refiner": RefinerConfig,
+            "detail": DetailConfig,
+        }
+        values = dict(values)
+        for name, part in parts.items():
+            if values.get(name) is not None:
+                values[name] = _build(part, values[name], f"{name}.")
+        if "scales" in values:
+            values["scales"] = tuple(size if isinstance(size, int) else (size[0], size[1]) for size in values["scales"])
+        return _build(cls, values, "")
+
+
+def _build(part: type[ConfigT], values: dict[str, Any], prefix: str) -> ConfigT:
+    names = [field.name for field in dataclasses.fields(part)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(names)}"
+            raise UserError(f"unknown model setting '{prefix}{key}'; {hint}")
+    return part(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

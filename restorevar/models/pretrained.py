@@ -1,0 +1,173 @@
+"""Model folders: `config.json`, `model.safetensors` and a model card, written and read."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import restorevar
+from restorevar.errors import UserError
+from restorevar.files import atomic_write, sha256
+from restorevar.models.config import RestoreVARConfig
+from restorevar.models.restorevar import RestoreVAR
+
+__all__ = ["find_folder", "load", "read_config", "save", "shipped_models"]
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Names and folders of the models that come inside the package."""
+    root = Path(str(importlib.resources.files(restorevar))) / "pretrained"
+    return {folder.parent.name: folder.parent for folder in sorted(root.glob(f"*/{CONFIG}"))}
+
+
+def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
+    """Where a model lies: a shipped name, a local folder, or a hub id (``owner/name``), which is downloaded.
+
+    Raises:
+        UserError: If there is no such model; the message lists what there is.
+    """
+    text, path = os.fspath(name_or_folder), Path(name_or_folder)
+    shipped = shipped_models()
+    if (path / CONFIG).is_file():
+        return path
+    if text in shipped:
+        return shipped[text]
+    if path.is_dir():
+        raise UserError(
+            f"{path} is not a model folder: it has no {CONFIG}; expected one written by save_pretrained or a stage"
+        )
+    looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir()
+    if looks_like_hub_id:
+        return _download(text)
+    raise UserError(
+        f"no model '{text}'; expected a model folder, a hub id, or one of: {', '.join(shipped) or 'none shipped'}"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, CARD, "LICENSE*"]))
+    except Exception as error:
+        shipped = ", ".join(shipped_models()) or "none"
+        raise UserError(
+            f"model '{hub_id}' is neither a folder nor could it be fetched from the hub ({type(error).__name__}); shipped models: {shipped}"
+        ) from error
+
+
+def read_config(folder: str | os.PathLike[str]) -> RestoreVARConfig:
+    """Sizes of the model in a folder.
+
+    Raises:
+        UserError: If ``config.json`` cannot be read or was written by a newer format.
+    """
+    return RestoreVARConfig.from_dict(_read_record(Path(folder))["model"])
+
+
+def _read_record(folder: Path) -> dict:
+    path = folder / CONFIG
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); expected a model folder's {CONFIG}") from error
+    if not isinstance(record, dict) or "model" not in record:
+        raise UserError(f"{path} has no key 'model'; expected a {CONFIG} written by restorevar")
+    if record.get("format", FORMAT) > FORMAT:
+        raise UserError(f"{path} has format {record['format']}; this version reads up to {FORMAT}: update restorevar")
+    return record
+
+
+def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
+    """Loads a model in float32 on the CPU, in evaluation mode.
+
+    Args:
+        name_or_folder: A shipped name, a model folder, or a hub id.
+
+    Raises:
+        UserError: If there is no such model, or its weights do not fit its configuration.
+    """
+    folder = find_folder(name_or_folder)
+    with torch.device("meta"):
+        model = RestoreVAR(read_config(folder))
+    model = model.to_empty(device="cpu")
+    expected = model.state_dict()
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            missing, left_over = sorted(set(expected) - names), sorted(names - set(expected))
+            if missing or left_over:
+                raise UserError(
+                    f"{path} does not fit its {CONFIG}; missing: {missing[:3]}, left over: {left_over[:3]}; was one of them replaced?"
+                )
+            for name, tensor in expected.items():
+                value = file.get_tensor(name)
+                if value.shape != tensor.shape:
+                    raise UserError(
+                        f"{path}: '{name}' has shape {tuple(value.shape)}; {CONFIG} expects {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(value)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); expected the weights that belong to {CONFIG}") from error
+    model.rebuild_tables()
+    return model.eval()
+
+
+def save(model: RestoreVAR, folder: str | os.PathLike[str], card: str | None = None) -> None:
+    """Writes a model folder; ``config.json`` comes last, so a folder with one is complete.
+
+    Args:
+        model: The model.
+        folder: Where to; created if needed. Files of a model already there are replaced.
+        card: Text of the model card; None writes a short one, unless the folder has one already.
+    """
+    folder = Path(folder)
+    (folder / CONFIG).unlink(missing_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    if card is not None or not (folder / CARD).exists():
+        with atomic_write(folder / CARD) as temporary:
+            temporary.write_text(card or _card(model), encoding="utf-8")
+    record = {
+        "format": FORMAT,
+        "restorevar": restorevar.__version__,
+        "weights_sha256": sha256(folder / WEIGHTS),
+        "model": model.config.to_dict(),
+    }
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _card(model: RestoreVAR) -> str:
+    height, width = model.image_size
+    parts = [name for name in ("tokenizer", "transformer", "refiner", "detail") if getattr(model, name) is not None]
+    sizes = [f"| {name} | {sum(p.numel() for p in getattr(model, name).parameters()) / 1e6:.2f} |" for name in parts]
+    return "\n".join(
+        [
+            "# RestoreVAR model",
+            "",
+            f"All-in-one image restoration by visual autoregression; own size {width} x {height} px, {len(model.scales)} scales.",
+            "",
+            "| part | parameters (M) |",
+            "|---|---|",
+            *sizes,
+            "",
+            "```python",
+            "from restorevar import RestoreVAR",
+            'model = RestoreVAR.from_pretrained("this folder")',
+            "image = model.restore(photo)",
+            "```",
+            "",
+        ]
+    )
