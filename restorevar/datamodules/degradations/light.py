@@ -1,0 +1,60 @@
+"""Display values (sRGB) to linear light and back, by table: fast, and the same on every machine."""
+
+from functools import cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FloatImage", "display_to_linear", "linear_to_display", "to_uint8", "uint8_to_display", "uint8_to_linear"]
+
+FloatImage = NDArray[np.float32]
+
+_LEVELS = 1 << 16
+
+
+def _decode(display: NDArray[np.float64]) -> FloatImage:
+    return np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+@cache
+def _table(name: str) -> FloatImage:
+    if name == "display":
+        return np.linspace(0, 1, 256, dtype=np.float32)
+    if name == "linear":
+        return _decode(np.linspace(0, 1, 256))
+    levels = np.linspace(0, 1, _LEVELS)
+    if name == "decode":
+        return _decode(levels)
+    return np.where(levels <= 0.0031308, levels * 12.92, 1.055 * levels ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+def uint8_to_display(image: NDArray[np.uint8]) -> FloatImage:
+    """uint8 (H, W, 3) to float32 display values in [0, 1]."""
+    return cv2.LUT(image, _table("display")).astype(np.float32, copy=False)
+
+
+def uint8_to_linear(image: NDArray[np.uint8]) -> FloatImage:
+    """uint8 sRGB (H, W, 3) to float32 linear light in [0, 1]."""
+    return cv2.LUT(image, _table("linear")).astype(np.float32, copy=False)
+
+
+def _rescale(image: FloatImage, factor: float, depth: int) -> NDArray[np.generic]:
+    # OpenCV takes a scalar for the first channel only, hence the flat view; it rounds and saturates
+    flat = np.ascontiguousarray(image, dtype=np.float32).reshape(image.shape[0], -1)
+    return cv2.multiply(flat, factor, dtype=depth).reshape(image.shape)
+
+
+def display_to_linear(image: FloatImage) -> FloatImage:
+    """float32 display values (clipped to [0, 1]) to linear light."""
+    return _table("decode")[_rescale(image, _LEVELS - 1, cv2.CV_16U)]
+
+
+def linear_to_display(image: FloatImage) -> FloatImage:
+    """float32 linear light (clipped to [0, 1], as a sensor saturates) to display values."""
+    return _table("encode")[_rescale(image, _LEVELS - 1, cv2.CV_16U)]
+
+
+def to_uint8(image: FloatImage) -> NDArray[np.uint8]:
+    """float32 display values to uint8, rounded and clipped."""
+    return _rescale(image, 255, cv2.CV_8U).astype(np.uint8, copy=False)
