@@ -80,9 +80,11 @@ class MultiScaleQuantizer(nn.Module):
         """
         with torch.autocast(tokens.device.type, enabled=False):
             embedded = self.codebook(tokens).float().transpose(1, 2).unflatten(2, scales[scale])
-            return self._phi(bicubic_resize(embedded, scales.finest), scale, scales)
+            return self.spread(embedded, scale, scales)
 
-    def _phi(self, h: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
+    def spread(self, small: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
+        """Embedded map (B, Z, s_k, s_k) of one scale as an addition to the running sum (B, Z, s_K, s_K)."""
+        h = bicubic_resize(small, scales.finest)
         conv = self.phi[scales.phi_index(len(self.phi))[scale]]
         return self.phi_identity * h + self.phi_convolution * conv(h)
 

@@ -1,0 +1,119 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with short errors and our defaults."""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+# albumentations asks the network for a newer version when it is imported
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from restorevar.callbacks.export import ExportModel
+from restorevar.cli.parsing import ShortErrors
+from restorevar.datamodules import RestorationDataModule
+
+__all__ = ["RestoreVARCLI", "read_config", "run_verb"]
+
+# true, but nothing that a user of this program could or should act on
+NOISE = (
+    ".*does not have many workers.*",
+    ".*LightningCLI's args parameter is intended.*",
+    ".*You're using the WeightAveraging callback with a model that overrides.*",
+    ".*is set, but there is no last checkpoint available.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*litlogger.*",
+)
+
+
+class ShortErrorParser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
+
+
+class RestoreVARCLI(LightningCLI):
+    """One stage from configuration files.
+
+    Every run has one folder, ``trainer.default_root_dir``: TensorBoard events, ``config.yaml``, ``checkpoints/`` and
+    the exported ``model/`` lie directly in it, so that ``--ckpt_path last`` finds the run's own checkpoint.
+
+    Args:
+        args: Words of the command line, the verb first.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=RestorationDataModule,
+            subclass_mode_model=True,
+            parser_class=ShortErrorParser,
+            parser_kwargs={"prog": "restorevar"},
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the export of the trained model, which every stage ends with."""
+        parser.add_lightning_class_args(ExportModel, "export")
+
+    def _parse_ckpt_path(self) -> None:
+        """Flags that the user typed win over what a checkpoint remembers (Lightning's default is the reverse)."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, logging into its root folder itself instead of a new ``version_N`` each time."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.get("logger") in (None, True):
+            root = settings.get("default_root_dir") or os.getcwd()
+            kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+class _ConfigReader(RestoreVARCLI):
+    """Parses and checks, and stops there."""
+
+    def _set_seed(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def read_config(args: Sequence[str]) -> dict[str, Any]:
+    """The complete configuration (defaults included) that ``args`` stand for, without running anything.
+
+    Args:
+        args: Words of the command line, the verb first.
+
+    Raises:
+        SystemExit: After a one-line error, if a key or value is wrong.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reader = _ConfigReader(args)
+    text = reader.parser.dump(reader.config, skip_link_targets=False, skip_none=False, format="json")
+    return json.loads(text)[args[0]]
+
+
+def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, LightningDataModule]:
+    """Runs one of Lightning's verbs.
+
+    Args:
+        verb: ``fit``, ``validate``, ``test`` or ``predict``.
+        args: The words after it.
+
+    Returns:
+        The trainer, module and data module, after the run.
+
+    Raises:
+        SystemExit: After a one-line error, if a key or value is wrong.
+    """
+    with warnings.catch_warnings():
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+        cli = RestoreVARCLI([verb, *args])
+    return cli.trainer, cli.model, cli.datamodule
