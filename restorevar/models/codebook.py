@@ -68,7 +68,7 @@ def token_counts(tokens: Tensor, scales: ScaleSchedule, vocabulary_size: int) ->
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Exponential of the entropy of the use, (..., V) -> (...): V if all are used alike, 1 if only one is, 0 if none."""
+    """Exponential of the entropy of the use, (..., V) -> (...): V if all are used alike, 1 if one is, 0 if none."""
     total = counts.sum(-1, keepdim=True)
     share = counts.double() / total.clamp(min=1)
     return torch.where(total[..., 0] > 0, (-torch.special.xlogy(share, share).sum(-1)).exp(), 0.0).float()

@@ -167,8 +167,8 @@ class RestoreVARConfig:
             transformer.width % transformer.heads or transformer.width // transformer.heads % 4
         ):
             raise UserError(
-                f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be a multiple of 4 "
-                "(2D rotary embedding); change width or heads"
+                f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be "
+                "a multiple of 4 (2D rotary embedding); change width or heads"
             )
 
     @property

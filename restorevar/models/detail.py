@@ -33,9 +33,10 @@ class Fusion(nn.Module):
         self.conv_in = nn.Conv2d(decoder_channels + encoder_channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width, width, groups) for _ in range(blocks)))
         self.conv_out = nn.Conv2d(width, 2 * decoder_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
-        nn.init.constant_(self.conv_out.bias[decoder_channels:], -1.0)
+        weight, bias = self.conv_out.parameters()
+        nn.init.zeros_(weight)
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias[decoder_channels:], -1.0)
 
     def forward(self, decoded: Tensor, encoded: Tensor) -> Tensor:
         """(B, decoder_channels, h, w) and (B, encoder_channels, h, w) -> (B, decoder_channels, h, w)."""

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner
+from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refiner
 from restorevar.models.tokenizer import Tokenizer
 from restorevar.models.transformer import CrossAttention, ScaleTransformer
 
@@ -26,9 +26,8 @@ def initialize_tokenizer(tokenizer: Tokenizer) -> None:
     codebook = tokenizer.quantizer.codebook
     nn.init.uniform_(codebook.weight, -1.0 / codebook.num_embeddings, 1.0 / codebook.num_embeddings)
     if tokenizer.quantizer.phi_identity == 1.0:
-        for phi in tokenizer.quantizer.phi:
-            nn.init.zeros_(phi.weight)
-            nn.init.zeros_(phi.bias)
+        for parameter in tokenizer.quantizer.phi.parameters():
+            nn.init.zeros_(parameter)
 
 
 def initialize_transformer(transformer: ScaleTransformer) -> None:
@@ -38,7 +37,7 @@ def initialize_transformer(transformer: ScaleTransformer) -> None:
     nn.init.trunc_normal_(transformer.condition_level_embed, std=std)
     transformer.head.weight.data.mul_(0.02)
     shrink = math.sqrt(2 * transformer.config.depth)
-    for block in transformer.blocks:
+    for block in transformer.block_sequence:
         block.attention.out.weight.data.div_(shrink)
         block.mlp.fc2.weight.data.div_(shrink)
     for layer in transformer.modules():
@@ -48,11 +47,11 @@ def initialize_transformer(transformer: ScaleTransformer) -> None:
     nn.init.constant_(transformer.global_gain, transformer.config.gain_init)
 
 
-def initialize_refiner(refiner: AttentionRefiner | ConvolutionRefiner) -> None:
+def initialize_refiner(refiner: Refiner) -> None:
     """Position embeddings truncated normal of std 0.02; the convolutional refiner starts as the identity."""
     if isinstance(refiner, AttentionRefiner):
         nn.init.trunc_normal_(refiner.latent_position, std=0.02)
         nn.init.trunc_normal_(refiner.hidden_position, std=0.02)
-    else:
-        nn.init.zeros_(refiner.conv_out.weight)
-        nn.init.zeros_(refiner.conv_out.bias)
+    elif isinstance(refiner, ConvolutionRefiner):
+        for parameter in refiner.conv_out.parameters():
+            nn.init.zeros_(parameter)

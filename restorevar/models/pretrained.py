@@ -61,7 +61,8 @@ def _download(hub_id: str) -> Path:
     except Exception as error:
         shipped = ", ".join(shipped_models()) or "none"
         raise UserError(
-            f"model '{hub_id}' is neither a folder nor could it be fetched from the hub ({type(error).__name__}); shipped models: {shipped}"
+            f"model '{hub_id}' is neither a folder nor could it be fetched from the hub ({type(error).__name__}); "
+            f"shipped models: {shipped}"
         ) from error
 
 
@@ -108,7 +109,8 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
             missing, left_over = sorted(set(expected) - names), sorted(names - set(expected))
             if missing or left_over:
                 raise UserError(
-                    f"{path} does not fit its {CONFIG}; missing: {missing[:3]}, left over: {left_over[:3]}; was one of them replaced?"
+                    f"{path} does not fit its {CONFIG}; missing: {missing[:3]}, left over: {left_over[:3]}; "
+                    "was one of the two files replaced?"
                 )
             for name, tensor in expected.items():
                 value = file.get_tensor(name)
@@ -157,7 +159,8 @@ def _card(model: RestoreVAR) -> str:
         [
             "# RestoreVAR model",
             "",
-            f"All-in-one image restoration by visual autoregression; own size {width} x {height} px, {len(model.scales)} scales.",
+            f"All-in-one image restoration by visual autoregression; own size {width} x {height} px, "
+            f"{len(model.scales)} scales.",
             "",
             "| part | parameters (M) |",
             "|---|---|",

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -334,9 +333,8 @@ def _load_strictly(model: RestoreVAR, weights: Mapping[str, Tensor], names: Mapp
         given = weights[names[name]]
         squeezed = [size for size in given.shape if size != 1]
         if squeezed != [size for size in tensor.shape if size != 1]:
-            raise UserError(
-                f"weight '{names[name]}' has shape {tuple(given.shape)}; expected {_published_shape(names[name], tensor)}"
-            )
+            expected = _published_shape(names[name], tensor)
+            raise UserError(f"weight '{names[name]}' has shape {tuple(given.shape)}; expected {expected}")
         tensor.copy_(given.reshape(tensor.shape))
 
 
@@ -363,7 +361,8 @@ def to_published(model: RestoreVAR, tables: bool = True) -> tuple[dict[str, Tens
     config = model.config
     if config.detail is not None:
         raise UserError("the detail path has no published form; convert a model without it")
-    tokenizer, transformer = {}, {}
+    tokenizer: dict[str, Tensor] = {}
+    transformer: dict[str, Tensor] = {}
     names = published_names(config)
     for name, tensor in model.state_dict().items():
         published = names[name]

@@ -210,9 +210,10 @@ class ConvolutionRefiner(Refiner):
         self.scales = scales
 
 
-def build_refiner(
-    config: RefinerConfig, latent_channels: int, hidden_width: int, scales: ScaleSchedule
-) -> AttentionRefiner | ConvolutionRefiner:
+def build_refiner(config: RefinerConfig, latent_channels: int, hidden_width: int, scales: ScaleSchedule) -> Refiner:
     """The refiner that ``config.kind`` names."""
-    kinds = {"attention": AttentionRefiner, "convolution": ConvolutionRefiner}
+    kinds: dict[str, type[AttentionRefiner | ConvolutionRefiner]] = {
+        "attention": AttentionRefiner,
+        "convolution": ConvolutionRefiner,
+    }
     return kinds[config.kind](config, latent_channels, hidden_width, scales)

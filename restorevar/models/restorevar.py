@@ -14,7 +14,7 @@ from restorevar.errors import UserError
 from restorevar.models.config import RestoreVARConfig
 from restorevar.models.detail import DetailPath
 from restorevar.models.initialization import initialize_refiner, initialize_tokenizer, initialize_transformer
-from restorevar.models.refiner import build_refiner
+from restorevar.models.refiner import Refiner, build_refiner
 from restorevar.models.scales import ScaleSchedule
 from restorevar.models.tokenizer import Tokenizer
 from restorevar.models.transformer import ScaleTransformer
@@ -72,7 +72,7 @@ class RestoreVAR(nn.Module):
         self.tokenizer = Tokenizer(config.tokenizer)
         initialize_tokenizer(self.tokenizer)
         self.transformer: ScaleTransformer | None = None
-        self.refiner: nn.Module | None = None
+        self.refiner: Refiner | None = None
         self.detail: DetailPath | None = None
         latent_channels, vocabulary = config.tokenizer.latent_channels, config.tokenizer.vocabulary_size
         if config.transformer is not None:
@@ -108,7 +108,7 @@ class RestoreVAR(nn.Module):
         return self.tokenizer.encoder.conv_in.weight.device
 
     def set_precision(self, dtype: torch.dtype) -> RestoreVAR:
-        """Casts the weights for inference, except the float32 island: quantizer, ``quant_conv``, attention scales, head.
+        """Casts the weights for inference; quantizer, ``quant_conv``, attention scales and head stay float32.
 
         Args:
             dtype: ``torch.float32`` or ``torch.bfloat16``; float16 overflows in this model.
@@ -130,8 +130,8 @@ class RestoreVAR(nn.Module):
     def set_scales(self, sizes: Sequence[int | Sequence[int]]) -> RestoreVAR:
         """Makes the model work at another size: another schedule of as many scales, without training.
 
-        Rotary places follow the new grid and the refiner's position embeddings are resized per scale. Quality drops with
-        the distance from the size of training.
+        Rotary places follow the new grid and the refiner's position embeddings are resized per scale. Quality drops
+        with the distance from the size of training.
 
         Args:
             sizes: Sides (or (height, width)) of the token maps, coarse to fine.

@@ -6,7 +6,9 @@ Shapes: B batch, T tokens of all scales, n tokens of the scales at hand, C width
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -226,6 +228,8 @@ class ScaleTransformer(nn.Module):
         scales: The schedule.
     """
 
+    rotary: Tensor
+
     def __init__(
         self, config: TransformerConfig, latent_channels: int, vocabulary_size: int, scales: ScaleSchedule
     ) -> None:
@@ -265,6 +269,11 @@ class ScaleTransformer(nn.Module):
         table = rotary_table(scales.positions, head_width, self.config.rotary_base)
         device = self.head.weight.device
         self.register_buffer("rotary", table.to(device), persistent=False)
+
+    @property
+    def block_sequence(self) -> Sequence[Block]:
+        """``blocks``, with their type: a module list only knows that it holds modules."""
+        return cast("Sequence[Block]", self.blocks)
 
     def _table(self, span: slice) -> Tensor:
         return self.rotary[:, span]
@@ -318,7 +327,7 @@ class ScaleTransformer(nn.Module):
             parts.append(self._inputs(teacher_input[:, span.start - first : span.stop - first], scale, condition))
         x = torch.cat(parts, dim=1)
         arguments = (self.rotary, self._finest_table, condition.tokens, self.scales)
-        for block in self.blocks:
+        for block in self.block_sequence:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, *arguments, use_reentrant=False)
             else:
@@ -333,7 +342,7 @@ class ScaleTransformer(nn.Module):
         """
         condition = self.condition(features)
         table = self._finest_table
-        cross = [block.cross.project_condition(condition.tokens, table) for block in self.blocks]
+        cross = [block.cross.project_condition(condition.tokens, table) for block in self.block_sequence]
         value = cross[0][1]
         cache = KeyValueCache(
             depth=len(self.blocks),
@@ -359,7 +368,7 @@ class ScaleTransformer(nn.Module):
         """
         x = self._inputs(running, scale, state.condition)
         table = self._table(self.scales.span(scale))
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.block_sequence):
             x = block.step(x, table, index, state)
         state.cache.advance(x.shape[1])
         return x
