@@ -1,0 +1,1 @@
+"""Scores that state how they were made: protocols, metrics, baselines, statistics and the report."""
