@@ -202,7 +202,6 @@ class ConvolutionRefiner(Refiner):
         last = self.norm_hidden(hidden[:, self.scales.span(len(self.scales) - 1)].to(dtype))
         grid = last.transpose(1, 2).unflatten(2, size)
         x = torch.cat([latent.to(dtype), bicubic_resize(features, size).to(dtype), grid.to(dtype)], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)
         return latent + self.conv_out(self.blocks(self.conv_in(x)))
 
     def set_scales(self, scales: ScaleSchedule) -> None:
