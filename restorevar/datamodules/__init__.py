@@ -8,6 +8,8 @@ from restorevar.datamodules.sources import (
     Manifest,
     PairedFolders,
     Photos,
+    PublicSet,
+    Shards,
     Source,
 )
 
@@ -17,7 +19,9 @@ __all__ = [
     "Manifest",
     "PairedFolders",
     "Photos",
+    "PublicSet",
     "RestorationBatch",
     "RestorationDataModule",
+    "Shards",
     "Source",
 ]

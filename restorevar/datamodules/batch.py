@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from restorevar.datamodules.degradations import KINDS
+
 __all__ = ["CLEAN_KIND", "PAIRED_KINDS", "RestorationBatch", "RestorationSample", "collate", "to_tensor"]
 
-PAIRED_KINDS = ("haze", "rain", "snow", "low_light", "motion_blur", "mixed", "other")
-"""Kinds of degradation that a pair can have."""
+PAIRED_KINDS = (*KINDS, "other")
+"""Kinds of degradation that a pair can have: those that we make, and all else."""
 
 CLEAN_KIND = "clean"
 """Kind of a pair whose degraded image is the clean one."""
@@ -33,8 +35,8 @@ class RestorationBatch(TypedDict):
 
     Attributes:
         degraded: The images to restore.
-        clean: The images they should become; absent only when predicting without ground truth.
-        kind: Kind of degradation of each sample.
+        clean: The images they should become; absent where there is no ground truth, and when predicting.
+        kind: Kind of degradation of each sample; the last part of its name for one of the user's own.
         dataset: Name of the set or folder that each sample comes from.
         path: File of the degraded image, or of the clean image if it was degraded on the fly.
         severity: Fixed sets only: severity in [0, 1], NaN where it is not known (real pairs).

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from restorevar.datamodules.batch import CLEAN_KIND, RestorationSample, to_tensor
+from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.manifest import sizes_fit
 from restorevar.datamodules.sampler import Draw
+from restorevar.datamodules.shards import is_member, read_member
 from restorevar.datamodules.sources import Record
 from restorevar.errors import UserError
+from restorevar.restoration.photo import read_rgb
 
 __all__ = ["FixedDataset", "Geometry", "Pool", "Skips", "TrainingDataset"]
 
@@ -146,11 +150,11 @@ class TrainingDataset(Dataset[RestorationSample]):
             resized, crop = self.geometry.plan(photo.shape, generator)
             clean = resized_crop(photo, resized, crop)
             degraded = clean
-        elif record.clean is None:
+        elif record.made:
             photo = read_image(record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
             photo = resize(photo, resized)
-            degraded, _ = degrade_photo(photo, pool.kind, severity, seed, crop)
+            degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop)
             clean = cut(photo, crop)
         else:
             degraded, clean = read_pair(record)
@@ -163,7 +167,7 @@ class TrainingDataset(Dataset[RestorationSample]):
         return {
             "degraded": to_tensor(degraded),
             "clean": to_tensor(clean),
-            "kind": pool.kind,
+            "kind": short_kind(pool.kind),
             "dataset": record.dataset,
             "path": record.path,
         }
@@ -173,13 +177,13 @@ class FixedDataset(Dataset[RestorationSample]):
     """Samples that are the same in every epoch, on every machine.
 
     Args:
-        records: One a sample. Records without a clean image and without a kind are not allowed.
+        records: One a sample; each has a kind.
         geometry: A crop from the middle; None keeps the photo's own size.
-        paired: Whether there are clean images; without, samples have none.
+        with_clean: Hand out clean images where there are any.
     """
 
-    def __init__(self, records: Sequence[Record], geometry: Geometry | None, paired: bool = True) -> None:
-        self.records, self.geometry, self.paired = list(records), geometry, paired
+    def __init__(self, records: Sequence[Record], geometry: Geometry | None, with_clean: bool = True) -> None:
+        self.records, self.geometry, self.with_clean = list(records), geometry, with_clean
 
     def __len__(self) -> int:
         return len(self.records)
@@ -189,31 +193,31 @@ class FixedDataset(Dataset[RestorationSample]):
         kind = record.kind or CLEAN_KIND
         parameters: dict[str, Any] = {}
         severity = math.nan if record.severity is None else record.severity
-        clean: Pixels | None
-        if not self.paired:
-            degraded, clean = self._cropped(read_image(record.path)), None
-        elif record.clean is not None:
-            degraded, clean = (self._cropped(image) for image in read_pair(record))
-        elif kind == CLEAN_KIND:
-            clean = self._cropped(read_image(record.path))
-            degraded, severity = clean, 0.0
-        else:
+        clean: Pixels | None = None
+        if record.made:
             photo = read_image(record.path)
             crop = (0, 0, *photo.shape[:2])
             if self.geometry is not None:
                 resized, crop = self.geometry.plan(photo.shape, None)
                 photo = resize(photo, resized)
-            degraded, parameters = degrade_photo(photo, kind, severity, record.seed, crop)
             clean = cut(photo, crop)
+            if kind == CLEAN_KIND:
+                degraded, severity = clean, 0.0
+            else:
+                degraded, parameters = degrade(photo, kind, severity, record.seed, crop=crop)
+        elif record.clean is not None:
+            degraded, clean = (self._cropped(image) for image in read_pair(record))
+        else:
+            degraded = self._cropped(read_image(record.path))
         sample: RestorationSample = {
             "degraded": to_tensor(degraded),
-            "kind": kind,
+            "kind": short_kind(kind),
             "dataset": record.dataset,
             "path": record.path,
             "severity": severity,
             "parameters": json.dumps(parameters, sort_keys=True),
         }
-        if clean is not None:
+        if clean is not None and self.with_clean:
             sample["clean"] = to_tensor(clean)
         return sample
 
@@ -223,11 +227,14 @@ class FixedDataset(Dataset[RestorationSample]):
         return resized_crop(image, *self.geometry.plan(image.shape, None))
 
 
-def read_image(reference: str) -> Pixels:
-    """(H, W, 3) uint8 RGB of a file."""
-    from restorevar.restoration.photo import read_rgb
+def short_kind(kind: str) -> str:
+    """A kind's name; the last part of an import path."""
+    return kind.rpartition(".")[2]
 
-    return read_rgb(reference)
+
+def read_image(reference: str) -> Pixels:
+    """(H, W, 3) uint8 RGB of a file, or of an image inside a shard."""
+    return read_member(reference) if is_member(reference) else read_rgb(reference)
 
 
 def read_pair(record: Record) -> tuple[Pixels, Pixels]:
@@ -238,12 +245,13 @@ def read_pair(record: Record) -> tuple[Pixels, Pixels]:
     """
     assert record.clean is not None
     degraded, clean = read_image(record.path), read_image(record.clean)
-    if degraded.shape != clean.shape:
+    if not sizes_fit(degraded.shape, clean.shape, record.center_crop):
         raise UserError(
             f"{record.path}: {degraded.shape[1]} x {degraded.shape[0]} pixels, but its clean image {record.clean} has"
             f" {clean.shape[1]} x {clean.shape[0]}; expected equal sizes"
         )
-    return degraded, clean
+    border = (clean.shape[0] - degraded.shape[0]) // 2
+    return degraded, cut(clean, (border, border, *degraded.shape[:2]))
 
 
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
@@ -268,18 +276,6 @@ def cut(image: Pixels, crop: Crop) -> Pixels:
     """The crop (top, left, height, width); a view."""
     top, left, height, width = crop
     return image[top : top + height, left : left + width]
-
-
-def degrade_photo(photo: Pixels, kind: str, severity: float, seed: int, crop: Crop) -> tuple[Pixels, dict[str, Any]]:
-    """See `restorevar.datamodules.degradations.degrade`."""
-    return _degrade()(photo, kind, severity, seed, crop=crop)
-
-
-@functools.cache
-def _degrade() -> Callable[..., tuple[Pixels, dict[str, Any]]]:
-    from restorevar.datamodules.degradations import degrade
-
-    return degrade
 
 
 @functools.cache

@@ -1,14 +1,36 @@
-"""Lists of training pairs in JSON or CSV files."""
+"""Lists of training pairs in JSON or CSV files: reading, writing, checking."""
 
 import csv
+import io
 import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
-from restorevar.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["FIELDS", "PUBLISHED_KINDS", "Row", "read_manifest"]
+from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
+from restorevar.datamodules.layouts import Layout, match_files
+from restorevar.errors import UserError
+from restorevar.files import atomic_write, sha256
+from restorevar.restoration.photo import read_rgb
+
+__all__ = [
+    "FIELDS",
+    "PUBLISHED_KINDS",
+    "Fingerprint",
+    "Problem",
+    "Row",
+    "build_rows",
+    "check_rows",
+    "find_twins",
+    "read_manifest",
+    "sizes_fit",
+    "write_manifest",
+]
 
 FIELDS = ("image_path", "target_path", "degradation", "dataset")
 
@@ -25,13 +47,54 @@ PUBLISHED_KINDS = {
 """Names of kinds in the published manifests, and ours."""
 
 
+CENTER_CROP = "center_crop"  # optional fifth field
+TWIN_DISTANCE = 30  # of 256 bits of a perceptual hash; unrelated photos differ in about 128
+
+
 class Row(NamedTuple):
-    """One pair. Paths are as written: absolute, or relative to the manifest's folder or a given root."""
+    """One pair.
+
+    Attributes:
+        image_path: The degraded image; absolute, or relative to the manifest's folder or a given root.
+        target_path: The clean image; empty where there is none.
+        kind: Kind of degradation.
+        dataset: Name of the set.
+        center_crop: The clean image has a border that the degraded one lacks.
+    """
 
     image_path: str
     target_path: str
     kind: str
     dataset: str
+    center_crop: bool = False
+
+
+class Problem(NamedTuple):
+    """Something wrong with a manifest.
+
+    Attributes:
+        row: Number of the row, from 1; 0 for the manifest as a whole.
+        path: The file it is about.
+        message: What is wrong.
+    """
+
+    row: int
+    path: str
+    message: str
+
+
+class Fingerprint(NamedTuple):
+    """What tells whether two image files show the same.
+
+    Attributes:
+        path: The file.
+        content: SHA-256 of the file.
+        perceptual: (32,) uint8, 256 bits of the image's low frequencies; None if it has too little contrast to tell.
+    """
+
+    path: str
+    content: str
+    perceptual: NDArray[np.uint8] | None
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -61,14 +124,16 @@ def read_manifest(path: Path) -> list[Row]:
     rows = []
     for place, entry in entries:
         for name in FIELDS:
-            if not isinstance(entry.get(name), str) or not str(entry[name]).strip():
-                raise UserError(f"{path}, {place}: '{name}' is {entry.get(name)!r}; expected a text in every row")
+            value = entry.get(name)
+            if not isinstance(value, str) or not (value.strip() or name == "target_path"):
+                raise UserError(f"{path}, {place}: '{name}' is {value!r}; expected a text in every row")
         label = str(entry["degradation"])
         kind = label if label in known else PUBLISHED_KINDS.get(label)
         if kind is None:
             expected = ", ".join((*known, *PUBLISHED_KINDS))
             raise UserError(f"{path}, {place}: degradation '{label}'; expected one of {expected}")
-        rows.append(Row(str(entry["image_path"]), str(entry["target_path"]), kind, str(entry["dataset"])))
+        border = str(entry.get(CENTER_CROP) or "").lower() in ("1", "true")
+        rows.append(Row(str(entry["image_path"]), str(entry["target_path"]), kind, str(entry["dataset"]), border))
     return rows
 
 
@@ -93,3 +158,174 @@ def _csv_entries(path: Path, text: str) -> list[tuple[str, dict[str, object]]]:
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; expected a first line with {','.join(FIELDS)}")
     return [(f"line {reader.line_num}", dict(entry)) for entry in reader]
+
+
+def write_manifest(path: Path, rows: Sequence[Row]) -> None:
+    """Writes a manifest, whole or not at all.
+
+    Args:
+        path: A file ending in .json or .csv.
+        rows: Its rows.
+
+    Raises:
+        UserError: The ending is another.
+    """
+    entries = [dict(zip(FIELDS, row, strict=False)) | ({CENTER_CROP: True} if row.center_crop else {}) for row in rows]
+    if path.suffix.lower() == ".csv":
+        text = io.StringIO()
+        columns = [*FIELDS, *([CENTER_CROP] if any(row.center_crop for row in rows) else [])]
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(entries)
+        content = text.getvalue()
+    elif path.suffix.lower() == ".json":
+        content = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    else:
+        raise UserError(f"{path}: a manifest ends in .json or .csv; change its name")
+    with atomic_write(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="")
+
+
+def build_rows(layout: Layout, files: Sequence[Path], base: Path) -> tuple[list[Row], list[Problem]]:
+    """Rows for a set's files, and what is missing.
+
+    Args:
+        layout: How the set lies on disk.
+        files: Absolute paths of the photos found.
+        base: Folder that the rows' paths are relative to.
+
+    Returns:
+        Rows of complete pairs; problems: degraded images without their clean one, and counts that are not the set's.
+    """
+    matches = match_files(layout, files)
+    rows, problems = [], []
+    for match in matches:
+        if match.clean is None and layout.clean:
+            problems.append(Problem(0, str(match.degraded), f"no clean image; expected {' or '.join(layout.clean)}"))
+            continue
+        clean = os.path.relpath(match.clean, base) if match.clean is not None else ""
+        rows.append(Row(os.path.relpath(match.degraded, base), clean, match.kind, layout.dataset, layout.center_crop))
+    for what, found, expected in (
+        ("degraded images", len(matches), layout.count),
+        ("clean images", len({match.clean for match in matches if match.clean is not None}), layout.clean_count),
+    ):
+        if expected is not None and found != expected:
+            problems.append(Problem(0, "", f"{found} {what}; {layout.dataset} ({layout.split}) has {expected}"))
+    return rows, problems
+
+
+def check_rows(rows: Sequence[Row], base: Path, advance: Callable[[], None] = lambda: None) -> list[Problem]:
+    """Opens every file of a manifest.
+
+    Args:
+        rows: The rows.
+        base: Folder that relative paths start from.
+        advance: Called after each row.
+
+    Returns:
+        Files that are missing, unreadable or of another size than their partner, and rows that say the same twice or
+        name one file as both images.
+    """
+
+    def check(numbered: tuple[int, Row]) -> list[Problem]:
+        try:
+            return list(_row_problems(*numbered, base))
+        finally:
+            advance()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+        problems = [problem for found in pool.map(check, enumerate(rows, 1)) for problem in found]
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        earlier = first.setdefault(os.path.normpath(row.image_path), number)
+        if earlier != number:
+            problems.append(Problem(number, row.image_path, f"listed already in row {earlier}"))
+    return sorted(problems)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Content and perceptual hash of an image file.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    import imagehash
+    from PIL import Image
+
+    pixels = read_rgb(path)
+    bits = imagehash.phash(Image.fromarray(pixels), hash_size=16).hash
+    # a nearly flat image has arbitrary bits
+    perceptual = np.packbits(bits) if pixels.std() > 4 else None
+    return Fingerprint(str(path), sha256(path), perceptual)
+
+
+def find_twins(
+    files: Sequence[Path], others: Sequence[Path], advance: Callable[[], None] = lambda: None
+) -> list[tuple[int, int, str]]:
+    """Images that two sets share, such as one for training and one for testing.
+
+    Args:
+        files: The first set.
+        others: The second set.
+        advance: Called after each image of either set.
+
+    Returns:
+        (index in `files`, index in `others`, how they are the same) of every twin; unreadable files have none.
+    """
+
+    def prepare(path: Path) -> Fingerprint | None:
+        try:
+            return fingerprint(path)
+        except UserError:
+            return None
+        finally:
+            advance()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        mine, theirs = list(pool.map(prepare, files)), list(pool.map(prepare, others))
+    contents: dict[str, list[int]] = {}
+    for index, other in enumerate(theirs):
+        if other is not None:
+            contents.setdefault(other.content, []).append(index)
+    numbers = [index for index, other in enumerate(theirs) if other is not None and other.perceptual is not None]
+    table = np.array([theirs[index].perceptual for index in numbers], np.uint8).reshape(-1, 32)  # type: ignore[union-attr]
+    twins = []
+    for index, own in enumerate(mine):
+        if own is None:
+            continue
+        same = contents.get(own.content, [])
+        twins += [(index, other, "the same file") for other in same]
+        if own.perceptual is not None and len(table):
+            distances = np.bitwise_count(table ^ own.perceptual).sum(1, dtype=np.int64)
+            for row in np.flatnonzero(distances <= TWIN_DISTANCE):
+                if numbers[row] not in same:
+                    twins.append((index, numbers[row], f"the same picture ({distances[row]} of 256 bits differ)"))
+    return twins
+
+
+def _row_problems(number: int, row: Row, base: Path) -> Iterable[Problem]:
+    shapes = []
+    for name in (row.image_path, row.target_path):
+        if not name:
+            continue
+        path = base / name
+        if not path.is_file():
+            yield Problem(number, str(path), "missing")
+            continue
+        try:
+            shapes.append(read_rgb(path).shape[:2])
+        except UserError as error:
+            yield Problem(number, str(path), str(error).removeprefix(f"{path}: "))
+    if row.target_path and os.path.normpath(row.image_path) == os.path.normpath(row.target_path):
+        if row.kind != CLEAN_KIND:
+            yield Problem(number, str(base / row.image_path), "degraded and clean image are one file")
+    elif len(shapes) == 2 and not sizes_fit(shapes[0], shapes[1], row.center_crop):
+        (height, width), (clean_height, clean_width) = shapes
+        message = f"{width} x {height} pixels, its clean image {clean_width} x {clean_height}"
+        yield Problem(number, str(base / row.image_path), message)
+
+
+def sizes_fit(degraded: Sequence[int], clean: Sequence[int], center_crop: bool) -> bool:
+    """Whether two (height, width) are equal, or the clean one larger by the same few pixels on all sides if allowed."""
+    spare = [clean[axis] - degraded[axis] for axis in (0, 1)]
+    return spare == [0, 0] or (center_crop and spare[0] == spare[1] and 0 < spare[0] <= 32 and spare[0] % 2 == 0)

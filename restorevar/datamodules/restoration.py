@@ -33,7 +33,8 @@ class RestorationDataModule(L.LightningDataModule):
     Args:
         train: Sources to train on.
         val: Sources to validate on: crops from the middle, the same in every epoch.
-        test: Sources to test on: whole photos at their own size, one a batch.
+        test: Sources to test on: whole photos at their own size, one a batch, without `clean` where there is no ground
+            truth.
         predict: Photos to restore, at their own size, one a batch; they need no ground truth.
         root: Folder that relative paths start from.
         image_size: Side of the training and validation crops in pixels, or height and width.
@@ -154,12 +155,13 @@ class RestorationDataModule(L.LightningDataModule):
     def _fixed(self, part: str, geometry: Geometry | None, batch_size: int) -> DataLoader[RestorationSample]:
         collections = self._of(part)
         records = fixed_records(collections, self.seed)
-        paired = part != "predict"
-        if paired and not all(collection.paired for collection in collections):
-            raise UserError(f"data.{part}: found photos without clean images; expected pairs, or use data.predict")
+        if part == "val":
+            _check_clean(part, records)
         rank, world_size = self._place()
         sampler = FixedSampler(len(records), rank, world_size, equal=self._is_sharded())
-        return fixed_loader(FixedDataset(records, geometry, paired), batch_size, self.num_workers, sampler)
+        return fixed_loader(
+            FixedDataset(records, geometry, with_clean=part != "predict"), batch_size, self.num_workers, sampler
+        )
 
     def _of(self, part: str) -> list[Collection]:
         collections = self._collections.get(part)
@@ -243,8 +245,9 @@ def training_tasks(collections: Sequence[Collection], clean_share: float) -> tup
         pools.append(Pool(kind, records, severity))
 
     for collection in collections:
-        if not collection.paired:
-            raise UserError("data.train: found photos without clean images; expected pairs or CleanPhotos")
+        if collection.testing is not None:
+            raise UserError(f"data.train: {collection.testing}; expected sets to train on")
+        _check_clean("train", collection.records)
         for kind, weight in collection.kinds.items():
             records = [record for record in collection.records if record.kind in (None, kind)]
             if records:
@@ -294,3 +297,9 @@ def fixed_records(collections: Sequence[Collection], seed: int) -> list[Record]:
                 )
             records.append(record)
     return records
+
+
+def _check_clean(part: str, records: Sequence[Record]) -> None:
+    for record in records:
+        if record.clean is None and not record.made:
+            raise UserError(f"data.{part}: {record.path} has no clean image; expected pairs or CleanPhotos")

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
+from restorevar.datamodules.degradations import KINDS, get_degradation
+from restorevar.datamodules.layouts import find_layout, match_files
+from restorevar.datamodules.manifest import read_manifest
+from restorevar.datamodules.shards import read_index
 from restorevar.errors import UserError
 
 __all__ = [
@@ -19,18 +23,18 @@ __all__ = [
     "Manifest",
     "PairedFolders",
     "Photos",
+    "PublicSet",
     "Record",
+    "Shards",
     "Source",
     "check_kind",
     "list_photos",
     "resolve",
 ]
 
-MADE_KINDS = ("haze", "rain", "snow", "low_light", "motion_blur", "mixed")
-
 
 def _equal_weights() -> dict[str, float]:
-    return dict.fromkeys(MADE_KINDS, 1.0)
+    return dict.fromkeys(KINDS, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +43,23 @@ class Record:
 
     Attributes:
         path: File of the degraded image, or of the photo to degrade.
-        clean: File of the clean image; None if it is made from `path` (a photo to degrade) or unknown.
+        clean: File of the clean image; None for a photo to degrade, and where there is no ground truth.
         kind: Kind of degradation; None for photos that are degraded as the sampler asks.
         dataset: Name of the set.
+        made: Whether `path` is a clean photo to degrade.
         severity: Severity in [0, 1] of a fixed made degradation.
         seed: Seed of a fixed made degradation.
+        center_crop: The clean image has a border that the degraded one lacks.
     """
 
     path: str
     clean: str | None
     kind: str | None
     dataset: str
+    made: bool = False
     severity: float | None = None
     seed: int = 0
+    center_crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,14 @@ class Collection:
         kinds: Weight of each task that it serves. For records without a kind: every record serves every task.
         severity: Range of the severity of records without a kind.
         repeat: How often each record counts in an epoch.
-        paired: Whether the records have clean images of their own (or are made from clean photos).
+        testing: Why the records are not for training, if they are not.
     """
 
     records: list[Record]
     kinds: Mapping[str, float]
     severity: tuple[float, float] = (0.0, 1.0)
     repeat: int = 1
-    paired: bool = True
+    testing: str | None = None
 
 
 class Source(ABC):
@@ -115,15 +123,12 @@ class CleanPhotos(Source):
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
-        weights = check_weights(self.degradations)
-        low, high = self.severity
-        if not 0 <= low <= high <= 1:
-            raise UserError(f"severity: found {low} to {high}; expected 0 <= lowest <= highest <= 1")
+        weights = check_made(self.degradations)
         records = [
-            Record(str(path), None, None, self.dataset or name)
+            Record(str(path), None, None, self.dataset or name, made=True)
             for path, name in _photos_of(self.folders, root, self.include, self.limit)
         ]
-        return Collection(records, weights, (low, high), check_repeat(self.repeat))
+        return Collection(records, weights, check_severity(self.severity), check_repeat(self.repeat))
 
 
 @dataclass
@@ -198,14 +203,18 @@ class Manifest(Source):
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
-        from restorevar.datamodules.manifest import read_manifest
-
         for kind in self.kinds or ():
             check_kind(kind)
         path = resolve(self.path, root)
         base = resolve(self.root, root) if self.root is not None else path.parent
         records = [
-            Record(str(base / row.image_path), str(base / row.target_path), row.kind, row.dataset)
+            Record(
+                str(base / row.image_path),
+                str(base / row.target_path) if row.target_path else None,
+                row.kind,
+                row.dataset,
+                center_crop=row.center_crop,
+            )
             for row in read_manifest(path)
             if (self.kinds is None or row.kind in self.kinds)
             and (self.datasets is None or row.dataset in self.datasets)
@@ -214,6 +223,108 @@ class Manifest(Source):
             raise UserError(f"{path}: no row left; loosen `kinds`, `datasets` or `limit`")
         weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
         return Collection(records, weights, repeat=check_repeat(self.repeat))
+
+
+@dataclass
+class PublicSet(Source):
+    """A public set as it lies on disk after unpacking; `restorevar manifest layouts` lists those that are known.
+
+    Args:
+        layout: Name of the layout, such as `gopro_train`.
+        folder: The set's folder, or any folder above it.
+        kinds: Take these kinds only.
+        weight: Weight of each of its kinds as a task.
+        repeat: How often each pair counts in an epoch.
+        limit: Take the first so many pairs only.
+    """
+
+    layout: str
+    folder: str
+    kinds: list[str] | None = None
+    weight: float = 1.0
+    repeat: int = 1
+    limit: int | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        layout = find_layout(self.layout)
+        for kind in self.kinds or ():
+            check_kind(kind)
+        folder = resolve(self.folder, root)
+        matches = match_files(layout, list_photos(Path(os.path.abspath(folder))))
+        if not matches:
+            raise UserError(f"{folder}: no file as in {self.layout}; expected .../{' or .../'.join(layout.degraded)}")
+        alone = [match.degraded for match in matches if match.clean is None and layout.clean]
+        if alone:
+            raise UserError(
+                f"{alone[0]}: no clean image ({len(alone)} such); expected .../{' or .../'.join(layout.clean)}."
+                " `restorevar manifest build` leaves such images out"
+            )
+        records = [
+            Record(
+                str(match.degraded),
+                str(match.clean) if match.clean is not None else None,
+                match.kind,
+                layout.dataset,
+                center_crop=layout.center_crop,
+            )
+            for match in matches
+            if self.kinds is None or match.kind in self.kinds
+        ][: self.limit]
+        if not records:
+            raise UserError(f"{folder}: no pair left; loosen `kinds` or `limit`")
+        weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
+        testing = None if layout.split == "train" else f"{self.layout} is a {layout.split} set"
+        return Collection(records, weights, repeat=check_repeat(self.repeat), testing=testing)
+
+
+@dataclass
+class Shards(Source):
+    """Tar files with an index, as `restorevar manifest pack` writes them.
+
+    Args:
+        folder: Folder of the shards.
+        degradations: For shards of clean photos: kinds and their weights, as in `CleanPhotos`.
+        severity: For shards of clean photos: lowest and highest severity.
+        kinds: For shards of pairs: take these kinds only.
+        weight: For shards of pairs: weight of each kind as a task.
+        repeat: How often each sample counts in an epoch.
+        limit: Take the first so many samples only.
+    """
+
+    folder: str
+    degradations: dict[str, float] = field(default_factory=_equal_weights)
+    severity: tuple[float, float] = (0.0, 1.0)
+    kinds: list[str] | None = None
+    weight: float = 1.0
+    repeat: int = 1
+    limit: int | None = None
+
+    def collect(self, root: Path) -> Collection:
+        """See `Source.collect`."""
+        for kind in self.kinds or ():
+            check_kind(kind)
+        folder = resolve(self.folder, root)
+        records = []
+        for degraded, clean, fields in read_index(folder):
+            dataset, kind = fields.get("dataset", folder.name), fields.get("degradation", "other")
+            check_kind(kind)
+            if degraded is None:
+                records.append(Record(clean, None, None, dataset, made=True))
+            elif self.kinds is None or kind in self.kinds:
+                records.append(Record(degraded, clean, kind, dataset))
+        records = records[: self.limit]
+        if not records:
+            raise UserError(f"{folder}: no sample left; loosen `kinds` or `limit`")
+        made = {record.made for record in records}
+        if len(made) > 1:
+            raise UserError(f"{folder}: found pairs and single photos; expected one or the other in a folder of shards")
+        if made == {True}:
+            weights, severity = check_made(self.degradations), check_severity(self.severity)
+        else:
+            weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
+            severity = (0.0, 1.0)
+        return Collection(records, weights, severity, check_repeat(self.repeat))
 
 
 @dataclass
@@ -234,7 +345,7 @@ class FixedDegradations(Source):
     """
 
     folders: list[str]
-    kinds: list[str] = field(default_factory=lambda: list(MADE_KINDS))
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
     severities: list[float] = field(default_factory=lambda: [0.5])
     include: list[str] = field(default_factory=lambda: ["*"])
     limit: int | None = None
@@ -243,7 +354,7 @@ class FixedDegradations(Source):
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
-        check_weights(dict.fromkeys(self.kinds, 1.0))
+        check_made(dict.fromkeys(self.kinds, 1.0))
         for severity in self.severities:
             if not 0 <= severity <= 1:
                 raise UserError(f"severities: found {severity}; expected numbers from 0 to 1")
@@ -253,7 +364,7 @@ class FixedDegradations(Source):
                 for severity in self.severities:
                     key = f"{path.name} {kind} {severity:.6f} {self.seed}"
                     seed = zlib.crc32(key.encode())
-                    records.append(Record(str(path), None, kind, self.dataset or name, severity, seed))
+                    records.append(Record(str(path), None, kind, self.dataset or name, True, severity, seed))
         return Collection(records, dict.fromkeys(self.kinds, 1.0))
 
 
@@ -280,7 +391,7 @@ class Photos(Source):
         check_kind(self.kind)
         found = _photos_of(self.folders, root, self.include, self.limit)
         records = [Record(str(path), None, self.kind, self.dataset or name) for path, name in found]
-        return Collection(records, {self.kind: 1.0}, paired=False)
+        return Collection(records, {self.kind: 1.0})
 
 
 def resolve(path: str, root: Path) -> Path:
@@ -363,10 +474,20 @@ def _photos_of(folders: Sequence[str], root: Path, include: Sequence[str], limit
 
 
 def check_kind(kind: str) -> None:
-    """Raises a `UserError` unless `kind` is known."""
+    """Raises a `UserError` unless `kind` is known, or is the import path of a degradation that can be imported."""
     kinds = (*PAIRED_KINDS, CLEAN_KIND)
-    if kind not in kinds:
+    if "." in kind:
+        get_degradation(kind)
+    elif kind not in kinds:
         raise UserError(f"kind: found '{kind}'; expected one of {', '.join(kinds)}")
+
+
+def check_severity(severity: tuple[float, float]) -> tuple[float, float]:
+    """The range, or a `UserError` unless 0 <= lowest <= highest <= 1."""
+    low, high = severity
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"severity: found {low} to {high}; expected 0 <= lowest <= highest <= 1")
+    return low, high
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
@@ -383,6 +504,13 @@ def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     if not kept:
         raise UserError("weights: found none above 0; expected at least one kind with a weight")
     return kept
+
+
+def check_made(weights: Mapping[str, float]) -> dict[str, float]:
+    """`check_weights` for kinds that have to be made from clean photos."""
+    if "other" in weights:
+        raise UserError(f"degradations: 'other' cannot be made; expected {', '.join(KINDS)}, {CLEAN_KIND} or your own")
+    return check_weights(weights)
 
 
 def check_repeat(repeat: int) -> int:

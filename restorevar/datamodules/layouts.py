@@ -1,0 +1,305 @@
+"""How the public sets lie on disk: a table, one entry a set, and the one function that reads it."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from restorevar.errors import UserError
+
+__all__ = ["LAYOUTS", "Layout", "Match", "find_layout", "match_files"]
+
+Split = Literal["train", "val", "test"]
+CDD_KINDS = {"haze": "haze", "rain": "rain", "snow": "snow", "low": "low_light"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One set (or one part of it).
+
+    Patterns are the last parts of a path, without the file's ending: `{name}`, `{scene}` and `{degradation}` stand for
+    a whole folder or file name, any other `{word}` for a piece of one without an underscore. A clean image is looked
+    up by its pattern, filled in with what the degraded one's stood for, beside the degraded image's own folders.
+    Capital and small letters are the same.
+
+    Attributes:
+        dataset: Name of the set in manifests.
+        kind: Kind of degradation; of a whole set, or of what is not in `kinds`.
+        split: What the set's authors meant it for.
+        degraded: Patterns of the degraded images; several where several copies of the set are in use.
+        clean: Patterns of the clean images; none for a set without ground truth.
+        count: How many degraded images the set has; None if its releases differ.
+        clean_count: How many clean images they share, where fewer.
+        kinds: Kind by what `{degradation}` stands for.
+        leave_out: What `{degradation}` must not stand for.
+        center_crop: The clean images have a border that the degraded ones lack.
+        note: What a user should know.
+    """
+
+    dataset: str
+    kind: str
+    split: Split
+    degraded: tuple[str, ...]
+    clean: tuple[str, ...] = ()
+    count: int | None = None
+    clean_count: int | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+    center_crop: bool = False
+    note: str = ""
+
+
+def _same_names(
+    dataset: str, kind: str, split: Split, count: int, folders: Sequence[str], degraded: str, clean: str
+) -> Layout:
+    """Two folders with files of the same names, under any of `folders`."""
+    return Layout(
+        dataset,
+        kind,
+        split,
+        tuple(f"{folder}/{degraded}/{{name}}" for folder in folders),
+        tuple(f"{folder}/{clean}/{{name}}" for folder in folders),
+        count=count,
+    )
+
+
+PANEL_SPLITS: tuple[tuple[Split, int], ...] = (("train", 240), ("val", 30), ("test", 30))
+CDD_SPLITS: tuple[tuple[Split, int], ...] = (("train", 1183), ("test", 200))
+
+LAYOUTS: dict[str, Layout] = {
+    "reside_its": Layout(
+        "RESIDE-ITS",
+        "haze",
+        "train",
+        ("hazy/{id}_{level}_{beta}",),
+        ("clear/{id}", "gt/{id}"),
+        count=13990,
+        clean_count=1399,
+        center_crop=True,
+    ),
+    "reside_ots": Layout(
+        "RESIDE-OTS",
+        "haze",
+        "train",
+        ("hazy/{part}/{id}_{airlight}_{beta}", "haze/{part}/{id}_{airlight}_{beta}", "hazy/{id}_{airlight}_{beta}"),
+        ("clear/{id}", "clear/clear_images/{id}", "clear/clear/{id}", "gt/{id}"),
+        count=72135,
+        clean_count=2061,
+        note="The set without the photos that SOTS holds too; the whole release has 313,950 from 8,970.",
+    ),
+    "sots_indoor": Layout(
+        "SOTS-indoor",
+        "haze",
+        "test",
+        ("indoor/hazy/{id}_{level}", "nyuhaze500/hazy/{id}_{level}"),
+        ("indoor/gt/{id}", "indoor/clear/{id}", "nyuhaze500/gt/{id}"),
+        count=500,
+        clean_count=50,
+        center_crop=True,
+        note="Clean images are 640 x 480 in the release, hazy ones 620 x 460: 10 pixels less on each side.",
+    ),
+    "sots_outdoor": Layout(
+        "SOTS-outdoor",
+        "haze",
+        "test",
+        ("outdoor/hazy/{id}_{airlight}_{beta}",),
+        ("outdoor/gt/{id}", "outdoor/clear/{id}"),
+        count=500,
+        clean_count=492,
+    ),
+    "snow100k_train": _same_names(
+        "Snow100K", "snow", "train", 50000, ["all", "train", "Snow100K-training"], "synthetic", "gt"
+    ),
+    "snow100k_s": _same_names("Snow100K-S", "snow", "test", 16611, ["Snow100K-S"], "synthetic", "gt"),
+    "snow100k_m": _same_names("Snow100K-M", "snow", "test", 16588, ["Snow100K-M"], "synthetic", "gt"),
+    "snow100k_l": _same_names("Snow100K-L", "snow", "test", 16801, ["Snow100K-L"], "synthetic", "gt"),
+    "snow100k_real": Layout(
+        "Snow100K-real", "snow", "test", ("realistic/{name}",), count=1329, note="No ground truth."
+    ),
+    "rain13k": _same_names("Rain13K", "rain", "train", 13712, ["Rain13K", "train/Rain13K", "train"], "input", "target"),
+    "rain100h": Layout(
+        "Rain100H",
+        "rain",
+        "test",
+        ("Rain100H/input/{name}", "rain_heavy_test/rain-{id}", "Rain100H/rain-{id}", "Rain100H/rainy/rain-{id}"),
+        ("Rain100H/target/{name}", "rain_heavy_test/norain-{id}", "Rain100H/norain-{id}"),
+        count=100,
+    ),
+    "rain100l": Layout(
+        "Rain100L",
+        "rain",
+        "test",
+        ("Rain100L/input/{name}", "rain_light_test/rain-{id}", "Rain100L/rain-{id}", "Rain100L/rainy/rain-{id}"),
+        ("Rain100L/target/{name}", "rain_light_test/norain-{id}", "Rain100L/norain-{id}"),
+        count=100,
+    ),
+    "test100": _same_names("Test100", "rain", "test", 100, ["Test100"], "input", "target"),
+    "test1200": _same_names("Test1200", "rain", "test", 1200, ["Test1200"], "input", "target"),
+    "test2800": _same_names("Test2800", "rain", "test", 2800, ["Test2800"], "input", "target"),
+    "lol_v1_train": _same_names("LOLv1", "low_light", "train", 485, ["our485"], "low", "high"),
+    "lol_v1_test": _same_names("LOLv1", "low_light", "test", 15, ["eval15"], "low", "high"),
+    "gopro_train": Layout(
+        "GoPro",
+        "motion_blur",
+        "train",
+        ("train/{scene}/blur/{name}",),
+        ("train/{scene}/sharp/{name}",),
+        count=2103,
+        note="`blur`, not `blur_gamma`.",
+    ),
+    "gopro_test": Layout(
+        "GoPro",
+        "motion_blur",
+        "test",
+        ("test/{scene}/blur/{name}", "test/GoPro/input/{name}"),
+        ("test/{scene}/sharp/{name}", "test/GoPro/target/{name}"),
+        count=1111,
+        note="`blur`, not `blur_gamma`.",
+    ),
+    "lhp_rain": Layout(
+        "LHP",
+        "rain",
+        "test",
+        ("test/input/{name}", "test/rain/{name}", "test/input/{scene}/{name}", "test/rain/{scene}/{name}"),
+        ("test/target/{name}", "test/gt/{name}", "test/target/{scene}/{name}", "test/gt/{scene}/{name}"),
+        note="Releases and copies differ in size and folder names.",
+    ),
+    "revide_train": Layout(
+        "REVIDE", "haze", "train", ("train/hazy/{scene}/{name}",), ("train/gt/{scene}/{name}",), count=1698
+    ),
+    "revide_test": Layout(
+        "REVIDE", "haze", "test", ("test/hazy/{scene}/{name}",), ("test/gt/{scene}/{name}",), count=284
+    ),
+    "sice": Layout(
+        "SICE",
+        "low_light",
+        "test",
+        ("Dataset_Part1/{scene}/1", "Dataset_Part2/{scene}/1"),
+        ("Dataset_Part1/label/{scene}", "Dataset_Part2/label/{scene}"),
+        count=589,
+        note="The darkest exposure of each of the 360 + 229 sequences.",
+    ),
+    **{
+        f"{panel}_{split}": Layout(
+            panel.upper(),
+            "other",
+            split,
+            (f"{split}/{panel}/LQ/{{name}}", f"{panel}/{split}/LQ/{{name}}", f"{panel}_{split}/LQ/{{name}}"),
+            (f"{split}/{panel}/HQ/{{name}}", f"{panel}/{split}/HQ/{{name}}", f"{panel}_{split}/HQ/{{name}}"),
+            count=count,
+        )
+        for panel in ("toled", "poled")
+        for split, count in PANEL_SPLITS
+    },
+    "lol_blur_train": Layout(
+        "LOLBlur",
+        "mixed",
+        "train",
+        ("train/low_blur/{scene}/{name}",),
+        ("train/high_sharp_scaled/{scene}/{name}", "train/high_sharp/{scene}/{name}"),
+        count=10200,
+        note="`low_blur` with `high_sharp_scaled`.",
+    ),
+    "lol_blur_test": Layout(
+        "LOLBlur",
+        "mixed",
+        "test",
+        ("test/low_blur/{scene}/{name}",),
+        ("test/high_sharp_scaled/{scene}/{name}", "test/high_sharp/{scene}/{name}"),
+        count=1800,
+        note="`low_blur` with `high_sharp_scaled`.",
+    ),
+    **{
+        f"cdd_{split}": Layout(
+            "CDD",
+            "mixed",
+            split,
+            (f"CDD-11_{split}/{{degradation}}/{{name}}", f"CDD-11/{split}/{{degradation}}/{{name}}"),
+            (f"CDD-11_{split}/clear/{{name}}", f"CDD-11/{split}/clear/{{name}}"),
+            count=11 * photos,
+            clean_count=photos,
+            kinds=CDD_KINDS,
+            leave_out=("clear",),
+            note="11 kinds: four single ones, and combinations as `mixed`.",
+        )
+        for split, photos in CDD_SPLITS
+    },
+}
+"""The sets that are known. Counts are those of the releases; sets used for testing only have `split` "test"."""
+
+
+class Match(NamedTuple):
+    """A degraded image and its clean one.
+
+    Attributes:
+        degraded: The file.
+        clean: The file; None if the set has none, or it is missing.
+        kind: Kind of degradation.
+    """
+
+    degraded: Path
+    clean: Path | None
+    kind: str
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        UserError: There is none; the message names the nearest.
+    """
+    if name not in LAYOUTS:
+        near = difflib.get_close_matches(name, LAYOUTS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(LAYOUTS)}"
+        raise UserError(f"layout: found '{name}'; {hint} (`restorevar manifest layouts` lists them)")
+    return LAYOUTS[name]
+
+
+def match_files(layout: Layout, files: Iterable[Path]) -> list[Match]:
+    """Finds a set's degraded images among files, and the clean image of each.
+
+    Args:
+        layout: How the set lies on disk.
+        files: Absolute paths of photos.
+
+    Returns:
+        Matches in the order of the files; none if no file fits.
+    """
+    patterns = [_compiled(pattern) for pattern in layout.degraded]
+    paths = {_plain(path): path for path in files}
+    matches = []
+    for plain, path in paths.items():
+        for pattern in patterns:
+            found = pattern.search(plain)
+            if found is None or found.groupdict().get("degradation") in layout.leave_out:
+                continue
+            words = found.groupdict()
+            kind = layout.kinds.get(words.get("degradation", ""), layout.kind)
+            start = plain[: found.start()] + ("/" if plain[found.start()] == "/" else "")
+            clean = _first(paths, (start + template.format(**words) for template in _usable(layout.clean, words)))
+            matches.append(Match(path, clean, kind))
+            break
+    return matches
+
+
+def _plain(path: Path) -> str:
+    return path.with_suffix("").as_posix().lower()
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    def group(match: re.Match[str]) -> str:
+        word = match[1]
+        return f"(?P<{word}>[^/]+)" if word in ("name", "scene", "degradation") else f"(?P<{word}>[^/_]+)"
+
+    escaped = re.sub(r"\\\{(\w+)\\\}", group, re.escape(pattern.lower()))
+    return re.compile(f"(?:^|/){escaped}$")
+
+
+def _usable(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    return [template.lower() for template in templates if set(re.findall(r"\{(\w+)\}", template)) <= set(words)]
+
+
+def _first(paths: Mapping[str, Path], candidates: Iterable[str]) -> Path | None:
+    return next((paths[candidate] for candidate in candidates if candidate in paths), None)
