@@ -34,7 +34,7 @@ __all__ = [
 
 Role = Literal["input", "blind", "rival", "model", "ceiling", "oracle"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""In the order of tables. `blind` sees the degraded photo only; `ceiling` and `oracle` use what no user has (the clean photo, the kernel)."""
+"""In the order of tables. `blind` sees the degraded photo only; `ceiling` and `oracle` use what no user has."""
 
 MODEL_METHOD = "RestoreVAR"
 INPUT_METHOD = "degraded input"
