@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -26,7 +27,7 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor]
 TABLES = re.compile(r"(^|\.)(attn_bias_for_masking|freqs_cis\w*|lvl_1L|lvl_1L_cond|zero_k_bias|ema_vocab_hit_SV)$")
 # What VAR has and RestoreVAR drops, and what VAR lacks
 VAR_DROPPED = re.compile(r"^(pos_start|pos_1LC|head_nm\..*|blocks\.\d+\.ada_lin\..*|shared_ada_lin\..*)$")
-VAR_LACKING = re.compile(r"(^|\.)(cross|condition_\w+|global_\w+|local_embed)(\.|$)")
+VAR_LACKING = re.compile(r"(^|\.)(cross|condition_\w+|global_\w+)(\.|$)")
 
 
 def read_weights(source: Source, what: str = "weights") -> dict[str, Tensor]:
@@ -50,8 +51,11 @@ def read_weights(source: Source, what: str = "weights") -> dict[str, Tensor]:
             return load_file(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise UserError(f"{path} cannot be read as {what}; is it a weights file, and complete?") from error
         raise UserError(
-            f"{path} holds more than tensors and was not loaded, since it could run code; "
+            f"{path} holds more than tensors ('{named[1]}') and was not loaded, since it could run code; "
             "ask for a safetensors file or a plain state dict"
         ) from error
     except Exception as error:
@@ -76,6 +80,8 @@ def published_names(config: RestoreVARConfig) -> dict[str, str]:
     """
     names = _tokenizer_names(config.tokenizer)
     if config.transformer is not None:
+        if config.transformer.local_condition:
+            raise UserError("a transformer with local_condition has no published form")
         names |= _transformer_names(config.transformer)
     if config.refiner is not None:
         names |= _refiner_names(config.refiner)
@@ -143,8 +149,6 @@ def _tokenizer_names(config: TokenizerConfig) -> dict[str, str]:
 
 
 def _transformer_names(config: TransformerConfig) -> dict[str, str]:
-    if config.local_condition:
-        raise UserError("a transformer with local_condition has no published form")
     names = _pairs("transformer.word_embed", "word_embed") | _pairs("transformer.head", "head")
     names |= _pairs("transformer.condition_project", "cond_proj4")
     names |= _pairs("transformer.condition_embed", "word_embed_cond")
@@ -266,8 +270,13 @@ def _infer_scales(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
         raise UserError(
             "the weights hold no table 'lvl_1L' to read the scales from; give scales, e.g. 1 2 3 4 6 9 13 18 24 32"
         )
-    counts = torch.bincount(weights["lvl_1L"].flatten().long())
-    return tuple(round(int(count) ** 0.5) for count in counts)
+    counts = [int(count) for count in torch.bincount(weights["lvl_1L"].flatten().long())]
+    sides = tuple(math.isqrt(count) for count in counts)
+    if any(side * side != count for side, count in zip(sides, counts, strict=True)):
+        raise UserError(
+            f"the scales of these weights are not square ({counts} tokens); give scales as height and width"
+        )
+    return sides
 
 
 def load_published(
@@ -312,8 +321,12 @@ def load_published(
         transformer=transformer_config,
         refiner=refiner_config,
     )
-    model = RestoreVAR(config)
-    _load_strictly(model, weights, published_names(config))
+    names = published_names(config)
+    with torch.device("meta"):  # no time is spent on drawing weights that are replaced
+        model = RestoreVAR(config)
+    model = model.to_empty(device="cpu")
+    _load_strictly(model, weights, names)
+    model.rebuild_tables()
     return model.eval()
 
 
@@ -410,13 +423,13 @@ def initialize_from_var(model: RestoreVAR, source: Source) -> list[str]:
         raise UserError("the model has no transformer to initialise; give transformer sizes")
     weights = {name: value for name, value in read_weights(source, "VAR").items() if not VAR_DROPPED.match(name)}
     names = _transformer_names(model.config.transformer)
-    lacking = [name for name in names if VAR_LACKING.search(name)]
-    shared = {name: published for name, published in names.items() if name not in lacking}
-    transformer = {name: value for name, value in model.state_dict().items() if name in shared}
+    shared = {name: published for name, published in names.items() if not VAR_LACKING.search(name)}
+    ours = {name: value for name, value in model.state_dict().items() if name.startswith("transformer.")}
+    transformer = {name: value for name, value in ours.items() if name in shared}
     _check_sizes(transformer, shared, weights)
     for name, tensor in transformer.items():
         tensor.copy_(weights[shared[name]].reshape(tensor.shape))
-    return lacking
+    return sorted(set(ours) - set(shared))
 
 
 def _check_sizes(ours: Mapping[str, Tensor], names: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
