@@ -138,7 +138,9 @@ class CosineSchedule(Schedule):
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def apply_schedule(optimizer: Optimizer, schedule: Schedule, steps: int, epoch_steps: int, rate: float = 1.0) -> LambdaLR:
+def apply_schedule(
+    optimizer: Optimizer, schedule: Schedule, steps: int, epoch_steps: int, rate: float = 1.0
+) -> LambdaLR:
     """Sets the groups' learning rates and makes the scheduler that moves them at every optimizer step.
 
     Args:
@@ -152,7 +154,9 @@ def apply_schedule(optimizer: Optimizer, schedule: Schedule, steps: int, epoch_s
         UserError: If the run has no end or no steps.
     """
     if not 1 <= steps < math.inf:
-        raise UserError(f"the run has {steps} optimizer steps; the schedule needs an end: set trainer.max_epochs or max_steps")
+        raise UserError(
+            f"the run has {steps} optimizer steps; the schedule needs an end: set trainer.max_epochs or max_steps"
+        )
     for group in optimizer.param_groups:
         group["lr"] = float(group["lr"]) * rate * group.get("lr_multiplier", 1.0)
     return LambdaLR(optimizer, lambda step: schedule.multiplier(step, steps, epoch_steps))

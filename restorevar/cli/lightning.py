@@ -1,6 +1,7 @@
 """``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with short errors and our defaults."""
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ NOISE = (
     ".*You're using the WeightAveraging callback with a model that overrides.*",
     ".*is set, but there is no last checkpoint available.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*litlogger.*",
+    ".*in eval mode at the start of training.*",
+    ".*isinstance.treespec, LeafSpec.*",
 )
 
 
@@ -112,6 +114,9 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
     Raises:
         SystemExit: After a one-line error, if a key or value is wrong.
     """
+    # adverts and announcements; warnings still come through
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)

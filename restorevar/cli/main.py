@@ -113,7 +113,9 @@ def dispatch(args: Sequence[str]) -> int:
         return run_function(name, target, rest)
     if not rest or rest[0] in ("-h", "--help"):
         summaries = [f"  {word:<10} {(target[word].__doc__ or '').splitlines()[0]}" for word in target]
-        sys.stdout.write("\n".join([f"usage: restorevar {name} {{{','.join(target)}}} [options]", "", *summaries]) + "\n")
+        sys.stdout.write(
+            "\n".join([f"usage: restorevar {name} {{{','.join(target)}}} [options]", "", *summaries]) + "\n"
+        )
         return 0 if rest else 2
     if rest[0] not in target:
         raise UserError(unknown_word(f"word after '{name}':", rest[0], list(target)))
@@ -125,7 +127,19 @@ def unknown_word(what: str, word: str, known: Sequence[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(word, known, 1, 0.6)
-    return f"unknown {what} '{word}'" + (f" - did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}")
+    return f"unknown {what} '{word}'" + (
+        f" - did you mean '{near[0]}'?" if near else f"; there are: {', '.join(known)}"
+    )
+
+
+def set_up_logging() -> None:
+    """Our messages go to standard error, so that output can be piped; other packages' loggers are left alone."""
+    logger = logging.getLogger("restorevar")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -135,10 +149,10 @@ def main(args: list[str] | None = None) -> int:
         args: Words of the command line; None takes them from the process.
 
     Returns:
-        The exit code: 0 done, 1 some files failed, 2 a mistake by the user (one line on standard error), 130 interrupted.
+        The exit code: 0 done, 1 some files failed, 2 a mistake by the user (one line on standard error),
+        130 interrupted.
     """
-    # a message now and then is progress, on standard error so that output can be piped
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_logging()
     try:
         return dispatch(sys.argv[1:] if args is None else args)
     except UserError as error:

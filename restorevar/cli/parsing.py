@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -34,7 +34,7 @@ class ShortErrors:
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"error: {shorten(parser, message, ex)}\n")
+        sys.stderr.write(f"error: {shorten(cast(ArgumentParser, parser), message, ex)}\n")
         sys.stderr.write(f"(see: {parser.prog.replace(' [options]', '')} --help)\n")
         raise SystemExit(2)
 

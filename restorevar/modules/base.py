@@ -1,0 +1,301 @@
+"""What all training stages share: where the model comes from, what is frozen, the optimizer, scores by roll-out."""
+
+import dataclasses
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBatch
+from restorevar.errors import UserError
+from restorevar.evaluation.metrics import ImageMetrics
+from restorevar.models import DetailConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
+from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
+
+__all__ = ["StageModule", "grow", "load_initial", "sample_shares", "scale_accuracy"]
+
+KINDS = (*PAIRED_KINDS, CLEAN_KIND)
+SCORES = ("psnr", "ssim")
+
+
+class StageModule(L.LightningModule, ABC):
+    """One training stage.
+
+    A stage starts from a model folder, adds or trains some of its parts while the others stay frozen in evaluation
+    mode, and holds the whole model in its checkpoints. Nothing is loaded before :meth:`configure_model`.
+
+    Args:
+        initial_model: Model folder, shipped name or hub id to start from.
+        optimizer: Makes the optimizer from parameter groups.
+        schedule: Learning-rate multiplier over the run.
+        scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
+        reference_batch: Batch (over devices and accumulation) that the learning rate is given for; for another one it
+            follows in proportion. None takes the rate as it is.
+    """
+
+    model: RestoreVAR
+    """The whole model, frozen parts included; there after :meth:`configure_model`."""
+
+    def __init__(
+        self,
+        initial_model: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        scalar_rate_multiplier: float = 1.0,
+        reference_batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.initial_model = initial_model
+        self.optimizer = optimizer
+        self.schedule = schedule or RecipeSchedule()
+        self.scalar_rate_multiplier = scalar_rate_multiplier
+        self.reference_batch = reference_batch
+        self.total_steps = 0
+        self._is_built = False
+        self._metrics = ImageMetrics(SCORES)
+        self._scores: Tensor | None = None
+
+    @abstractmethod
+    def build_model(self) -> RestoreVAR:
+        """The model to train: loaded from ``initial_model``, with this stage's part added."""
+
+    @abstractmethod
+    def trained_modules(self) -> list[nn.Module]:
+        """What is trained; everything else in the model is frozen."""
+
+    def export_model(self) -> RestoreVAR:
+        """The model that the next stage starts from."""
+        return self.model
+
+    # ------------------------------------------------------------------ set-up
+    def configure_model(self) -> None:
+        """Builds the model once and freezes what this stage does not train."""
+        if self._is_built:
+            return
+        # the faster layout for training; RestoreVAR.set_precision says why models come in another
+        self.model = self.build_model().to(memory_format=torch.channels_last)
+        self._is_built = True
+        self.model.requires_grad_(False)
+        for module in self.trained_modules():
+            module.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "StageModule":
+        """Training mode for what is trained; frozen parts stay in evaluation mode (drop path off) whatever happens."""
+        super().train(mode)
+        if self._is_built:
+            self.model.eval()
+            for module in self.trained_modules():
+                module.train(mode)
+        return self
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over decay groups, and the schedule by optimizer steps."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # estimated_stepping_batches alone does not where max_epochs is -1
+        accumulate = trainer.accumulate_grad_batches
+        self.total_steps = int(min(trainer.estimated_stepping_batches, 2**62))
+        if self.total_steps < 1 or self.total_steps == 2**62:
+            raise UserError("the run has no end; the schedule needs one: set trainer.max_epochs or trainer.max_steps")
+        epoch_steps = max(int(trainer.num_training_batches) // accumulate, 1)
+        rate = 1.0
+        if self.reference_batch is not None:
+            batch = cast(Any, trainer).datamodule.batch_size * trainer.world_size * accumulate
+            rate = batch / self.reference_batch
+        groups = parameter_groups(self.trained_modules(), self.scalar_rate_multiplier)
+        optimizer = self.optimizer(cast(Iterable[Any], groups))
+        scheduler = apply_schedule(optimizer, self.schedule, self.total_steps, epoch_steps, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------ steps
+    def check_batch(self, batch: RestorationBatch) -> None:
+        """Refuses photos of a size that is not the model's.
+
+        Raises:
+            UserError: With both sizes.
+        """
+        found, expected = tuple(batch["degraded"].shape[2:]), self.model.image_size
+        if found != expected:
+            raise UserError(
+                f"the data module hands out photos of {found[1]} x {found[0]} pixels; this model's own size is "
+                f"{expected[1]} x {expected[0]}: set data.image_size to that, or change the scales"
+            )
+
+    def progress(self) -> float:
+        """Part of the run's optimizer steps that are done, in [0, 1)."""
+        return self.global_step / max(self.total_steps, 1)
+
+    def is_logging_step(self) -> bool:
+        """Whether this step's costlier numbers will be written; the others spare the work and the host sync."""
+        return self.global_step % cast(Any, self.trainer).log_every_n_steps == 0
+
+    def no_gradient(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """A zero that depends on parameters not used in this step, which DistributedDataParallel insists on."""
+        return torch.stack([0.0 * parameter.sum().float() for parameter in parameters if parameter.requires_grad]).sum()
+
+    @torch.no_grad()
+    def encode_pair(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
+        """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder."""
+        images = torch.cat([batch["degraded"], batch["clean"]]).contiguous(memory_format=torch.channels_last)
+        degraded, clean = self.model.tokenizer.encode_features(images).chunk(2)
+        return degraded, self.model.tokenizer.to_latent(clean)
+
+    def teacher_forced(self, condition: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) under teacher forcing and the right tokens (B, T).
+
+        Args:
+            condition: (B, Z, h, w) degraded features.
+            latent: (B, Z, h, w) clean continuous latent.
+        """
+        assert self.model.transformer is not None
+        quantizer, scales = self.model.tokenizer.quantizer, self.model.scales
+        with torch.no_grad():
+            tokens = quantizer.quantize(latent, scales).tokens
+            teacher_input = quantizer.teacher_input(tokens, scales)
+        return self.model.transformer(teacher_input, condition)[0], tokens
+
+    def log_accuracy(self, part: str, logits: Tensor, tokens: Tensor) -> None:
+        """Logs the share of right tokens per scale as ``<part>/accuracy_scale_<k>``, k from 1."""
+        accuracy = scale_accuracy(logits.detach(), tokens, self.model.scales)
+        named = {f"{part}/accuracy_scale_{scale + 1}": value for scale, value in enumerate(accuracy)}
+        self.log_dict(named, batch_size=len(tokens), sync_dist=part == "val")
+
+    # ------------------------------------------------------------------ validation
+    def on_validation_epoch_start(self) -> None:
+        """Empties the scores: sums and counts per kind, plus the degraded photos' own PSNR."""
+        self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=torch.float64, device=self.device)
+
+    def score(self, restored: Tensor, batch: RestorationBatch) -> None:
+        """Adds a batch to the scores per kind.
+
+        Args:
+            restored: (B, 3, H, W) in [0, 1].
+            batch: Where the clean and degraded photos are.
+        """
+        assert self._scores is not None
+        clean, degraded = (batch["clean"].float() + 1) / 2, (batch["degraded"].float() + 1) / 2
+        values = self._metrics(restored.float().clamp(0, 1), clean)
+        before = ImageMetrics(("psnr",))(degraded, clean)["psnr"]
+        for index, kind in enumerate(batch["kind"]):
+            row = [*(float(values[name][index]) for name in SCORES), float(before[index]), 1.0]
+            self._scores[KINDS.index(kind)] += torch.tensor(row, dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs PSNR, SSIM and gain over the degraded photos, per kind and on average over the degraded kinds.
+
+        Every process logs the same keys: the table is summed over all of them first.
+        """
+        assert self._scores is not None
+        scores = cast(Tensor, self.trainer.strategy.reduce(self._scores, reduce_op="sum"))
+        if self.trainer.sanity_checking or not bool(scores.any()):
+            return
+        means = scores[:, :-1] / scores[:, -1:].clamp(min=1)
+        seen = scores[:, -1] > 0
+        log: dict[str, Tensor] = {}
+        for index, kind in enumerate(KINDS):
+            if seen[index]:
+                log |= {f"val/{name}_{kind}": means[index, column].float() for column, name in enumerate(SCORES)}
+                log[f"val/gain_{kind}"] = (means[index, 0] - means[index, -1]).float()
+        degraded = seen & (torch.arange(len(KINDS), device=seen.device) != KINDS.index(CLEAN_KIND))
+        if degraded.any():
+            log |= {f"val/{name}": means[degraded, column].mean().float() for column, name in enumerate(SCORES)}
+            log["val/gain"] = (means[degraded, 0] - means[degraded, -1]).mean().float()
+        self.log_dict(log)
+
+
+def grow(
+    model: RestoreVAR,
+    transformer: TransformerConfig | None = None,
+    refiner: RefinerConfig | None = None,
+    detail: DetailConfig | None = None,
+) -> RestoreVAR:
+    """The model with more parts; those that it has already keep their weights.
+
+    Args:
+        model: What the stage starts from.
+        transformer: Sizes of the part to have; None leaves it as it is.
+        refiner: The same.
+        detail: The same.
+
+    Raises:
+        UserError: If the model has the part in other sizes.
+    """
+    wanted = {"transformer": transformer, "refiner": refiner, "detail": detail}
+    added: dict[str, Any] = {}
+    for name, config in wanted.items():
+        present = getattr(model.config, name)
+        if config is None or config == present:
+            continue
+        if present is not None:
+            differing = [
+                f"{field.name} {getattr(present, field.name)} against {getattr(config, field.name)}"
+                for field in dataclasses.fields(config)
+                if getattr(present, field.name) != getattr(config, field.name)
+            ]
+            raise UserError(
+                f"the initial model has a {name} of another size ({', '.join(differing)}); leave model.{name} out to "
+                "go on with its sizes, or start from a model without that part"
+            )
+        added[name] = config
+    if not added:
+        return model
+    grown = RestoreVAR(dataclasses.replace(model.config, **added))
+    left = grown.load_state_dict(model.state_dict(), strict=False)
+    assert not left.unexpected_keys  # the grown model has all of the old one's parts
+    return grown
+
+
+def load_initial(initial_model: str | None, stage: str) -> RestoreVAR:
+    """Loads the model that a stage starts from.
+
+    Raises:
+        UserError: If none was given, or it cannot be loaded.
+    """
+    if initial_model is None:
+        raise UserError(
+            f"{stage} starts from a trained model; give the folder that the stage before exported: model.initial_model"
+        )
+    path = Path(initial_model)
+    if path.is_dir() and not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        raise UserError(
+            f"model.initial_model {path} is a run's folder; expected the model folder in it: {path / 'model'}"
+        )
+    return RestoreVAR.from_pretrained(initial_model)
+
+
+def scale_accuracy(logits: Tensor, tokens: Tensor, scales: ScaleSchedule) -> Tensor:
+    """Share of right tokens at each scale.
+
+    Args:
+        logits: (B, T, V).
+        tokens: (B, T) the right ones.
+        scales: The schedule.
+
+    Returns:
+        (K,) float32.
+    """
+    right = (logits.argmax(-1) == tokens).float()
+    return torch.stack([right[:, scales.span(scale)].mean() for scale in range(len(scales))])
+
+
+def sample_shares(batch: RestorationBatch, step: int, salt: str) -> Tensor:
+    """One number in [0, 1) a sample, (B,) float32 on the CPU.
+
+    It hangs on the sample and the step, not on the place in the batch or the process, so that any number of processes
+    (and a resumed run) makes the same choices.
+
+    Args:
+        batch: The samples.
+        step: Optimizer step.
+        salt: Another word gives independent numbers.
+    """
+    keys: Sequence[str] = [
+        f"{salt} {step} {path} {kind}" for path, kind in zip(batch["path"], batch["kind"], strict=True)
+    ]
+    return torch.tensor([zlib.crc32(key.encode()) / 2**32 for key in keys])

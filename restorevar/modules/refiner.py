@@ -1,0 +1,91 @@
+"""Stage 3: the refiner, on the transformer's own roll-outs."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from restorevar.datamodules.batch import RestorationBatch
+from restorevar.errors import UserError
+from restorevar.models import RefinerConfig, RestoreVAR
+from restorevar.modules.base import StageModule, grow, load_initial
+from restorevar.optimization import Schedule
+
+__all__ = ["RefinerModule"]
+
+
+class RefinerModule(StageModule):
+    """Trains the refiner: L1 between the refined latent of a roll-out and the clean photo's continuous latent.
+
+    Tokenizer and transformer are frozen and in evaluation mode (drop path off). The refiner is called inside
+    ``training_step``, so under DistributedDataParallel its gradients are averaged over the processes.
+
+    Args:
+        initial_model: Model folder of stage 2 (or of stage 3, to go on).
+        refiner: Sizes of the refiner to add; None trains the one that the model has.
+        optimizer: Makes the optimizer from parameter groups.
+        schedule: Learning-rate multiplier over the run.
+        scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
+        reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
+    """
+
+    def __init__(
+        self,
+        initial_model: str | None = None,
+        refiner: RefinerConfig | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        scalar_rate_multiplier: float = 1.0,
+        reference_batch: int | None = None,
+    ) -> None:
+        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
+        self.refiner_config = refiner
+
+    def build_model(self) -> RestoreVAR:
+        """See :meth:`StageModule.build_model`."""
+        model = load_initial(self.initial_model, "stage 3")
+        if model.transformer is None:
+            raise UserError(
+                f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"
+            )
+        model = grow(model, refiner=self.refiner_config)
+        if model.refiner is None:
+            raise UserError("the initial model has no refiner and model.refiner gives no sizes; give them")
+        return model
+
+    def trained_modules(self) -> list[nn.Module]:
+        """The refiner."""
+        assert self.model.refiner is not None
+        return [self.model.refiner]
+
+    def _shared_step(self, condition: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, refined latent and the roll-out's discrete latent."""
+        with torch.no_grad():
+            roll_out = self.model.roll_out(condition)
+        refined = self.model.refine(roll_out, condition).float()
+        return F.l1_loss(refined, target), refined, roll_out.latent
+
+    def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
+        """L1 to the clean latent; beside it, what the unrefined roll-out would score."""
+        self.check_batch(batch)
+        condition, target = self.encode_pair(batch)
+        loss, refined, latent = self._shared_step(condition, target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(refined))
+        if self.is_logging_step():
+            self.log("train/loss_unrefined", F.l1_loss(latent, target), batch_size=len(refined))
+        return {"loss": loss}
+
+    def validation_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
+        """Scores of the restored photos, from one roll-out; the transformer's teacher-forced accuracy beside them."""
+        self.check_batch(batch)
+        condition, target = self.encode_pair(batch)
+        loss, refined, latent = self._shared_step(condition, target)
+        size = len(refined)
+        self.log("val/loss", loss, batch_size=size, sync_dist=True)
+        self.log("val/loss_unrefined", F.l1_loss(latent, target), batch_size=size, sync_dist=True)
+        self.log_accuracy("val", *self.teacher_forced(condition, target))
+        restored = self.model.tokenizer.decode(refined).float()
+        self.score((restored + 1) / 2, batch)
+        return {"images": {"degraded": batch["degraded"], "restored": restored, "clean": batch["clean"]}}
