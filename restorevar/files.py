@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_write", "sha256"]
+__all__ = ["atomic_write", "discard", "previous_of", "publish", "sha256", "sync"]
 
 
 @contextlib.contextmanager
@@ -44,3 +45,47 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until a file's content, or a folder's list of entries, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def previous_of(path: Path) -> Path:
+    """Where :func:`publish` keeps the folder before this one until the new one is in place."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def discard(path: Path) -> None:
+    """Removes a file or folder in such a way that, if killed, nobody takes what is left for the whole."""
+    if path.is_dir() and not path.is_symlink():
+        rubbish = path.with_name(f".{path.name}.rubbish")
+        shutil.rmtree(rubbish, ignore_errors=True)
+        path.rename(rubbish)
+        shutil.rmtree(rubbish, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Puts a complete file or folder in the place of another one.
+
+    A file replaces a file in one step. A folder cannot: the old one is moved to :func:`previous_of` first and removed
+    last, so that at any moment one of the two is there and whole.
+
+    Args:
+        temporary: What is complete and synced, in the same folder as ``path``.
+        path: Where it goes.
+    """
+    previous = previous_of(path)
+    if path.exists() and (path.is_dir() or temporary.is_dir()):
+        discard(previous)
+        path.rename(previous)
+    temporary.replace(path)
+    sync(path.parent)
+    discard(previous)

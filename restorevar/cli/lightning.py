@@ -10,13 +10,25 @@ from typing import Any
 # albumentations asks the network for a newer version when it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from restorevar.callbacks.export import ExportModel
+from restorevar.callbacks import (
+    ExportModel,
+    NanGuard,
+    NewestCheckpoint,
+    Preflight,
+    RequeueOnSignal,
+    TotalBatch,
+    TrainingMonitor,
+    TrainingProgress,
+)
+from restorevar.callbacks.requeue import Preempted, leave
 from restorevar.cli.parsing import ShortErrors
 from restorevar.datamodules import RestorationDataModule
+from restorevar.errors import UserError
 
 __all__ = ["RestoreVARCLI", "read_config", "run_verb"]
 
@@ -30,6 +42,9 @@ NOISE = (
     ".*in eval mode at the start of training.*",
     ".*isinstance.treespec, LeafSpec.*",
 )
+
+
+VERBS = ("fit", "validate", "test", "predict")
 
 
 class ShortErrorParser(ShortErrors, LightningArgumentParser):
@@ -52,7 +67,8 @@ class RestoreVARCLI(LightningCLI):
             datamodule_class=RestorationDataModule,
             subclass_mode_model=True,
             parser_class=ShortErrorParser,
-            parser_kwargs={"prog": "restorevar"},
+            # an abbreviated option is a misspelt one
+            parser_kwargs={"prog": "restorevar", "allow_abbrev": False, **{v: {"allow_abbrev": False} for v in VERBS}},
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -60,8 +76,9 @@ class RestoreVARCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the export of the trained model, which every stage ends with."""
+        """Adds the export of the trained model, which every stage ends with, and the batch over all devices."""
         parser.add_lightning_class_args(ExportModel, "export")
+        parser.add_lightning_class_args(TotalBatch, "total_batch")
 
     def _parse_ckpt_path(self) -> None:
         """Flags that the user typed win over what a checkpoint remembers (Lightning's default is the reverse)."""
@@ -72,7 +89,27 @@ class RestoreVARCLI(LightningCLI):
         if settings.get("logger") in (None, True):
             root = settings.get("default_root_dir") or os.getcwd()
             kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        self.trainer_defaults = {"callbacks": standard_callbacks(settings)}
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def standard_callbacks(settings: Any) -> list[Callback]:
+    """What every run has unless the configuration lists the same class with settings of its own.
+
+    Args:
+        settings: The ``trainer`` section.
+    """
+    standard: list[Callback] = [Preflight(), NanGuard(), TrainingMonitor()]
+    if settings.get("enable_progress_bar") is not False:
+        standard.append(TrainingProgress())
+    if settings.get("enable_checkpointing") is not False:
+        standard += [NewestCheckpoint(), RequeueOnSignal()]
+    listed = settings.get("callbacks") or []
+    own = {type(callback) for callback in (listed if isinstance(listed, list) else [listed])}
+    return [callback for callback in standard if type(callback) not in own]
 
 
 class _ConfigReader(RestoreVARCLI):
@@ -112,7 +149,7 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
         The trainer, module and data module, after the run.
 
     Raises:
-        SystemExit: After a one-line error, if a key or value is wrong.
+        SystemExit: After a one-line error, if a key or value is wrong; or when the run was asked to leave by a signal.
     """
     # adverts and announcements; warnings still come through
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -120,5 +157,8 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
-        cli = RestoreVARCLI([verb, *args])
+        try:
+            cli = RestoreVARCLI([verb, *args])
+        except Preempted as preempted:
+            raise SystemExit(leave(preempted)) from None
     return cli.trainer, cli.model, cli.datamodule

@@ -1,0 +1,107 @@
+"""The newest checkpoint of a run, safe against being killed at any moment."""
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from restorevar.errors import UserError
+from restorevar.files import atomic_write, discard, publish, sync
+
+__all__ = ["AtomicCheckpointIO", "NewestCheckpoint", "is_step_end"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it and renames it over the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint file.
+
+        Args:
+            checkpoint: What to write.
+            path: The file; an address like `s3://...` is left to Lightning.
+            storage_options: Not supported.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        if path.is_dir():  # of a sharded run before
+            part = path.with_name(f".{path.name}.part")
+            torch.save(checkpoint, part)
+            sync(part)
+            publish(part, path)
+            return
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+        sync(path.parent)
+
+
+class NewestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt` of the run's folder up to date; `--ckpt_path last` finds it.
+
+    It holds everything that is needed to go on as if nothing had happened: weights, averages, optimizer, schedule, and
+    the position in the data. It is replaced at a stated interval and after the last step.
+
+    Args:
+        every_n_steps: Optimizer steps between saves; takes the place of `every_minutes`.
+        every_minutes: Minutes between saves.
+        folder: Where to; `checkpoints` in the run's folder if not given.
+    """
+
+    def __init__(
+        self, every_n_steps: int | None = None, every_minutes: float = 10.0, folder: str | None = None
+    ) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=self.CHECKPOINT_NAME_LAST,
+            save_top_k=1,
+            every_n_train_steps=every_n_steps,
+            train_time_interval=timedelta(minutes=every_minutes) if every_n_steps is None else None,
+            enable_version_counter=False,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint; known from `setup` on."""
+        return Path(self.format_checkpoint_name({}))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the Trainer write files safely, and clears away what a killed run has left half-written."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        strategy = trainer.strategy
+        if not isinstance(strategy.checkpoint_io, AtomicCheckpointIO):
+            if type(strategy.checkpoint_io) is not TorchCheckpointIO:
+                raise UserError(
+                    f"found the checkpoint plugin {type(strategy.checkpoint_io).__name__}; the newest checkpoint needs"
+                    " its own: remove the plugin from trainer.plugins"
+                )
+            strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.is_global_zero and self.path.parent.is_dir():
+            for left_over in self.path.parent.glob(f".{self.path.stem}.*"):
+                if left_over.is_dir():
+                    shutil.rmtree(left_over, ignore_errors=True)
+                else:
+                    discard(left_over)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when it is time, and after the last step of the run; never between two accumulated batches."""
+        if not is_step_end(trainer, batch_idx):
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.save_checkpoint(self.path)
+
+
+def is_step_end(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer stepped in this batch: gradients that are still being accumulated are in no checkpoint."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch

@@ -1,0 +1,238 @@
+"""What is about to happen, said before the first step; set-ups that cannot work stop there."""
+
+import itertools
+import logging
+import os
+import time
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+
+from restorevar.callbacks.progress import Rate, duration
+from restorevar.errors import UserError
+from restorevar.modules import RefinerModule, StageModule, TokenizerModule, TransformerModule
+
+__all__ = ["Preflight", "activation_bytes", "memory_estimate"]
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+class Preflight(Callback):
+    """Writes a summary before step 1 (parameters, batch, samples of each kind, memory) and, once known, the time.
+
+    Args:
+        time_after_batches: Batches after which the time of an epoch and of the run is told.
+    """
+
+    def __init__(self, time_after_batches: int = 20) -> None:
+        self.time_after_batches = time_after_batches
+        self._rate = Rate()
+        self._batches = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses combinations that would go wrong later.
+
+        Raises:
+            UserError: Averaged weights with split weights, or a stage that cannot be split.
+        """
+        if stage != "fit" or not isinstance(trainer.strategy, ModelParallelStrategy):
+            return
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer)):
+            raise UserError(
+                "averaged weights (WeightAveraging, EMAWeightAveraging) do not work with split weights (FSDP);"
+                " remove that callback, or use configs/trainer/ddp.yaml"
+            )
+        if isinstance(pl_module, TokenizerModule):
+            raise UserError(
+                "stage 1 cannot be split (FSDP): its codebook is looked after as a whole; use configs/trainer/ddp.yaml"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks sizes and writes the summary.
+
+        Raises:
+            UserError: The data module's crops are not of the model's size.
+        """
+        if not isinstance(pl_module, StageModule):
+            return
+        found, expected = tuple(getattr(trainer, "datamodule").image_size), pl_module.model.image_size  # noqa: B009
+        if found != expected:
+            raise UserError(
+                f"data.image_size is {found[0]} x {found[1]}, but the model's own size is {expected[0]} x {expected[1]}"
+                " (height x width); set data.image_size to that, or start from a model with other scales"
+            )
+        self._rate, self._batches = Rate(), 0
+        if trainer.is_global_zero:
+            logger.info("%s", "\n".join(summary(trainer, pl_module)))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tells the time once there is something to tell it from."""
+        if self._batches > self.time_after_batches:
+            return
+        self._batches += 1
+        now = time.monotonic()
+        self._rate.batch_end(now)
+        if self._batches > self.time_after_batches and trainer.is_global_zero:
+            epoch = self._rate.seconds_for(float(trainer.num_training_batches), now)
+            steps = trainer.estimated_stepping_batches - trainer.global_step
+            left = self._rate.seconds_for(steps * trainer.accumulate_grad_batches, now)
+            if epoch is not None and left is not None:
+                logger.info("time: %s an epoch, %s for the run, without validation", duration(epoch), duration(left))
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks."""
+    return cast(Any, trainer).callbacks
+
+
+def summary(trainer: Trainer, module: StageModule) -> list[str]:
+    """Lines that say what is about to run.
+
+    Args:
+        trainer: At the start of `fit`.
+        module: The stage.
+    """
+    data = cast(Any, trainer).datamodule
+    parts = {name: count_parameters(part) for name, part in module.model.named_children()}
+    trained = {name: counts[0] for name, counts in parts.items() if counts[0]}
+    frozen = sum(counts[1] for counts in parts.values())
+    accumulate = trainer.accumulate_grad_batches
+    total = data.batch_size * trainer.world_size * accumulate
+    rates = sorted({group["initial_lr"] for group in trainer.optimizers[0].param_groups if "initial_lr" in group})
+    device = module.device.type
+    steps_of_epoch = max(int(trainer.num_training_batches) // accumulate, 1)
+    lines = [
+        f"{type(module).__name__} on {trainer.world_size} x {device}, {type(trainer.strategy).__name__},"
+        f" precision {trainer.precision}",
+        f"  trained   {', '.join(f'{name} {count / 1e6:.2f} M' for name, count in trained.items())};"
+        f" frozen {frozen / 1e6:.2f} M parameters",
+        f"  batch     {total} = {trainer.world_size} x {data.batch_size} x {accumulate} accumulated; highest learning"
+        f" rate {', '.join(f'{rate:.3g}' for rate in rates)}",
+        f"  steps     {trainer.estimated_stepping_batches} in all, {steps_of_epoch} an epoch",
+    ]
+    sampler = getattr(trainer.train_dataloader, "epoch_sampler", None)
+    if sampler is not None:
+        kinds = ", ".join(f"{task.name} {task.share * sampler.length:.0f}" for task in sampler.tasks)
+        files = sum(sum(task.sizes) for task in sampler.tasks)
+        lines.append(f"  samples   {sampler.length} an epoch ({kinds}) from {files} entries")
+    estimate = memory_estimate(trainer, module)
+    there = available_memory(module.device)
+    needed = sum(estimate.values())
+    parts_of_it = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
+    lines.append(f"  memory    about {needed / GIB:.2f} GiB a process ({parts_of_it}); {there / GIB:.1f} GiB there")
+    lines.append(f"  folder    {trainer.default_root_dir}")
+    share = there if device == "cuda" else there / max(trainer.world_size // max(trainer.num_nodes, 1), 1)
+    if needed > share:
+        lines.append(
+            "  WARNING   this may not fit: lower data.batch_size (accumulation makes up for it), turn on"
+            " model.activation_checkpointing, or split the weights with configs/trainer/fsdp.yaml"
+        )
+    return lines
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Trained and frozen parameters."""
+    counts = [0, 0]
+    for parameter in module.parameters():
+        counts[0 if parameter.requires_grad else 1] += parameter.numel()
+    return counts[0], counts[1]
+
+
+def memory_estimate(trainer: Trainer, module: StageModule) -> dict[str, float]:
+    """Bytes a process needs: weights, training state (gradients, two AdamW moments, averages) and activations.
+
+    Args:
+        trainer: At the start of `fit`.
+        module: The stage.
+    """
+    split = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
+    trained, frozen = count_parameters(module)
+    averages = sum(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer))
+    half = 0.5 if "16" in str(trainer.precision) else 1.0
+    estimate = {
+        "weights": 4.0 * (trained / split + frozen),
+        "training state": 12.0 * trained / split + 4.0 * averages * (trained + frozen),
+    }
+    batch_size = cast(Any, trainer).datamodule.batch_size
+    saved = activation_bytes(module, batch_size)
+    estimate["activations"] = half * (saved + frozen_bytes(module, batch_size))
+    return estimate
+
+
+def activation_bytes(module: StageModule, batch_size: int) -> int:
+    """Bytes that autograd keeps for the backward pass of what is trained, in float32: counted on tensors without data.
+
+    Args:
+        module: The stage, built.
+        batch_size: Samples in a batch of one process.
+    """
+    model = module.model
+    tokens, (height, width) = model.scales.tokens, model.scales.finest
+    channels = model.config.tokenizer.latent_channels
+    latent = torch.empty(batch_size, channels, height, width, device="meta")
+    if isinstance(module, TransformerModule) and model.transformer is not None:
+        teacher_input = torch.empty(batch_size, tokens - model.scales.lengths[0], channels, device="meta")
+        kept = saved_bytes(model.transformer, teacher_input, latent)
+        if model.transformer.gradient_checkpointing:
+            config = model.transformer.config
+            kept += 4 * batch_size * tokens * config.width * config.depth
+        return kept
+    if isinstance(module, RefinerModule) and model.refiner is not None and model.transformer is not None:
+        hidden = torch.empty(batch_size, tokens, model.transformer.config.width, device="meta")
+        return saved_bytes(model.refiner, latent, hidden, latent)
+    if isinstance(module, TokenizerModule):
+        kept = saved_bytes(model.tokenizer.decoder, latent)
+        if module.codebook is not None:
+            image = torch.empty(batch_size, 3, *model.image_size, device="meta")
+            kept += saved_bytes(model.tokenizer.encoder, image)
+        return kept
+    return 0
+
+
+def saved_bytes(network: nn.Module, *inputs: Tensor) -> int:
+    """Bytes that autograd keeps for the backward pass, weights left out.
+
+    Args:
+        network: Its own weights are not touched.
+        inputs: Of the right shapes, on the meta device.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        weights[name] = copy.requires_grad_(tensor.requires_grad)
+    own = {weight.untyped_storage()._cdata for weight in weights.values()}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept[storage] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = torch.func.functional_call(network, weights, inputs)
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def frozen_bytes(module: StageModule, batch_size: int) -> float:
+    """Bytes of the widest feature maps while degraded and clean photos go through the frozen encoder, in float32."""
+    config = module.model.config.tokenizer
+    height, width = module.model.image_size
+    live = 4  # input, output and two in between
+    return 4.0 * live * 2 * batch_size * config.base_channels * height * width / config.stem_patch**2
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes of the device, or of the machine where there is no GPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
