@@ -266,7 +266,7 @@ def fit_kernel(degraded: Pixels, clean: Pixels, exponent: float = 1.0) -> NDArra
         exponent: Values are raised to it first; about 2.2 makes them light.
 
     Returns:
-        (side, side), odd, non-negative, sum 1; its centre is no shift. It reaches 40 px each way for a short side of 512.
+        (side, side), odd, non-negative, sum 1, centred; it reaches 40 px each way for a short side of 512.
     """
     height, width = clean.shape[:2]
     reach = min(round(40 * min(height, width) / 512), (min(height, width) - 1) // 4)
