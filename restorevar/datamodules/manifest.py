@@ -48,7 +48,9 @@ PUBLISHED_KINDS = {
 
 
 CENTER_CROP = "center_crop"  # optional fifth field
-TWIN_DISTANCE = 30  # of 256 bits of a perceptual hash; unrelated photos differ in about 128
+# of 256 bits of a perceptual hash. Measured on 376 photos: JPEG, resizing, grey and darkening change at most 10, cutting off
+# 10 pixels all round 60 (95th percentile); of 70,500 unrelated pairs the closest differ in 90
+TWIN_DISTANCE = 60
 
 
 class Row(NamedTuple):
@@ -203,8 +205,8 @@ def build_rows(layout: Layout, files: Sequence[Path], base: Path) -> tuple[list[
         if match.clean is None and layout.clean:
             problems.append(Problem(0, str(match.degraded), f"no clean image; expected {' or '.join(layout.clean)}"))
             continue
-        clean = os.path.relpath(match.clean, base) if match.clean is not None else ""
-        rows.append(Row(os.path.relpath(match.degraded, base), clean, match.kind, layout.dataset, layout.center_crop))
+        clean = _relative(match.clean, base) if match.clean is not None else ""
+        rows.append(Row(_relative(match.degraded, base), clean, match.kind, layout.dataset, layout.center_crop))
     for what, found, expected in (
         ("degraded images", len(matches), layout.count),
         ("clean images", len({match.clean for match in matches if match.clean is not None}), layout.clean_count),
@@ -301,6 +303,15 @@ def find_twins(
                 if numbers[row] not in same:
                     twins.append((index, numbers[row], f"the same picture ({distances[row]} of 256 bits differ)"))
     return twins
+
+
+def _relative(path: Path, base: Path) -> str:
+    """Relative to `base` so that both can be moved together; absolute if they share nothing but the root."""
+    try:
+        shared = os.path.commonpath([path, base])
+    except ValueError:  # different drives
+        return str(path)
+    return str(path) if shared == path.anchor else Path(os.path.relpath(path, base)).as_posix()
 
 
 def _row_problems(number: int, row: Row, base: Path) -> Iterable[Problem]:
