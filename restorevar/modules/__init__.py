@@ -1,8 +1,9 @@
 """LightningModules: one a training stage, and one for test and predict."""
 
 from restorevar.modules.base import StageModule
+from restorevar.modules.detail import DetailModule
 from restorevar.modules.refiner import RefinerModule
 from restorevar.modules.tokenizer import TokenizerModule
 from restorevar.modules.transformer import TransformerModule
 
-__all__ = ["RefinerModule", "StageModule", "TokenizerModule", "TransformerModule"]
+__all__ = ["DetailModule", "RefinerModule", "StageModule", "TokenizerModule", "TransformerModule"]

@@ -251,8 +251,13 @@ def grow(
     return grown
 
 
-def load_initial(initial_model: str | None, stage: str) -> RestoreVAR:
+def load_initial(initial_model: str | None, stage: str, scales: Sequence[int] | None = None) -> RestoreVAR:
     """Loads the model that a stage starts from.
+
+    Args:
+        initial_model: Model folder, shipped name or hub id.
+        stage: Name of the stage in error messages.
+        scales: Schedule to move the model to; None keeps the model's.
 
     Raises:
         UserError: If none was given, or it cannot be loaded.
@@ -266,7 +271,8 @@ def load_initial(initial_model: str | None, stage: str) -> RestoreVAR:
         raise UserError(
             f"model.initial_model {path} is a run's folder; expected the model folder in it: {path / 'model'}"
         )
-    return RestoreVAR.from_pretrained(initial_model)
+    model = RestoreVAR.from_pretrained(initial_model)
+    return model if scales is None else model.set_scales(scales)
 
 
 def scale_accuracy(logits: Tensor, tokens: Tensor, scales: ScaleSchedule) -> Tensor:

@@ -24,6 +24,7 @@ class RefinerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 2 (or of stage 3, to go on).
+        scales: Another schedule of as many scales to move the model to; None keeps the model's.
         refiner: Sizes of the refiner to add; None trains the one that the model has.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
@@ -34,6 +35,7 @@ class RefinerModule(StageModule):
     def __init__(
         self,
         initial_model: str | None = None,
+        scales: tuple[int, ...] | None = None,
         refiner: RefinerConfig | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
@@ -41,11 +43,12 @@ class RefinerModule(StageModule):
         reference_batch: int | None = None,
     ) -> None:
         super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
+        self.scales = scales
         self.refiner_config = refiner
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 3")
+        model = load_initial(self.initial_model, "stage 3", self.scales)
         if model.transformer is None:
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"

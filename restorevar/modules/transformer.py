@@ -24,6 +24,7 @@ class TransformerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 1 (or of stage 2, to go on).
+        scales: Another schedule of as many scales to move the model to; None keeps the model's.
         transformer: Sizes of the transformer to add; None trains the one that the model has.
         initial_weights: VAR's published transformer (``var_d16.pth``) to start from; None starts from scratch.
         scale_weighting: ``tokens`` counts every token alike (published); ``inverse_side`` weighs scale k by 1 / s_k,
@@ -38,6 +39,7 @@ class TransformerModule(StageModule):
     def __init__(
         self,
         initial_model: str | None = None,
+        scales: tuple[int, ...] | None = None,
         transformer: TransformerConfig | None = None,
         initial_weights: str | None = None,
         scale_weighting: Literal["tokens", "inverse_side"] = "tokens",
@@ -48,6 +50,7 @@ class TransformerModule(StageModule):
         reference_batch: int | None = None,
     ) -> None:
         super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
+        self.scales = scales
         self.transformer_config = transformer
         self.initial_weights = initial_weights
         self.scale_weighting = scale_weighting
@@ -55,7 +58,7 @@ class TransformerModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = grow(load_initial(self.initial_model, "stage 2"), transformer=self.transformer_config)
+        model = grow(load_initial(self.initial_model, "stage 2", self.scales), transformer=self.transformer_config)
         if model.transformer is None:
             raise UserError("the initial model has no transformer and model.transformer gives no sizes; give them")
         if self.initial_weights is not None:
