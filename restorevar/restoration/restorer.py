@@ -1,0 +1,403 @@
+"""One photo of any size through a model: what `RestoreVAR.restore` and the command line share."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from restorevar.errors import UserError
+from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
+from restorevar.restoration.tiling import MIN_GLOBAL_CHANGE, GlobalChange, measure_global_change, restore_tiles
+
+if TYPE_CHECKING:
+    from restorevar.models import RestoreVAR
+
+__all__ = ["GlobalCorrection", "PhotoModel", "Restorer", "restore_photo"]
+
+GlobalCorrection = Literal["auto", "on", "off"]
+PhotoT = TypeVar("PhotoT", Image.Image, NDArray[Any], Tensor)
+
+_MAX_BATCH = {"cpu": 4, "cuda": 32, "mps": 8}
+
+
+class _Restored(Protocol):
+    @property
+    def image(self) -> Tensor: ...
+
+
+class PhotoModel(Protocol):
+    """What a model must offer to restore photos.
+
+    Optional: `device` (default: CPU); `set_scales` with `scales`, without which only the model's own tile size works.
+    """
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the model's input in pixels."""
+
+    def generate(self, degraded: Tensor, fidelity: float | None = None) -> _Restored:
+        """(B, 3, h, w) in [-1, 1] to an object whose `image` is (B, 3, h, w) in [0, 1]."""
+
+
+class Restorer:
+    """Restores photos of any size with one model and one set of options.
+
+    The first call of the model takes one tile and shows how much memory that needs; how many tiles go together from
+    then on follows from the free memory. If memory runs out all the same, the photo is begun again with fewer tiles at
+    once, or smaller ones, and the restorer stays there.
+
+    Args:
+        model: The model.
+        tile: Side of the tiles in pixels; ``auto`` is the model's own size, at which it is best.
+        overlap: Pixels over which tiles cross-fade; None is an eighth of the tile.
+        fidelity: For models with a detail path: 0 (method only) to 1 (most of the input); None leaves it to the model.
+        color_fix: See :func:`restorevar.restoration.color.fix_color`.
+        global_correction: Levels the tiles by one restoration of the whole photo at reduced size: ``on``, ``off``, or
+            ``auto``: where that restoration changes local brightness by 0.03 or more on average, as for haze and low
+            light.
+        note: Called with one line when something had to be changed to go on.
+
+    Raises:
+        UserError: If an option is wrong or does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: PhotoModel,
+        *,
+        tile: int | Literal["auto"] = "auto",
+        overlap: int | None = None,
+        fidelity: float | None = None,
+        color_fix: ColorFix = "none",
+        global_correction: GlobalCorrection = "auto",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        check_color_fix(color_fix)
+        if global_correction not in get_args(GlobalCorrection):
+            words = ", ".join(get_args(GlobalCorrection))
+            raise UserError(f"global correction '{global_correction}' is unknown; expected one of: {words}")
+        if fidelity is not None and not 0 <= fidelity <= 1:
+            raise UserError(f"fidelity is {fidelity}; expected a number from 0 (method only) to 1 (most of the input)")
+        self.model = model
+        self.fidelity = fidelity
+        self.color_fix: ColorFix = color_fix
+        self.global_correction: GlobalCorrection = global_correction
+        self.tile = _tile_size(model, tile)
+        self.overlap = _check_overlap(self.tile, overlap)
+        self.device = torch.device(getattr(model, "device", "cpu"))
+        self._note = note or (lambda line: None)
+        self._batch_limit = _MAX_BATCH.get(self.device.type, 4)
+        self._tile_memory: int | None = None
+
+    def restore(self, pixels: NDArray[Any], progress: Callable[[float], None] | None = None) -> NDArray[Any]:
+        """Restores a photo.
+
+        Args:
+            pixels: (H, W, 3) RGB: uint8, uint16, or floating point in [0, 1].
+            progress: Called now and then with the share of the work that was just done; the shares add up to 1.
+
+        Returns:
+            An array of the same shape and type.
+
+        Raises:
+            UserError: If memory runs out with a small tile as well.
+        """
+        check_range(pixels)
+        work = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32, copy=False)
+        try:
+            restored = self._attempt(work, progress)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            restored = None  # begun again outside, where the failed attempt's memory is free
+        if restored is None:
+            self._shrink()
+            try:
+                restored = self._attempt(work, None)
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                height, width = self.tile
+                raise UserError(
+                    f"out of memory with one {width} x {height} tile at a time; "
+                    "choose a smaller tile, another device, or close other programs"
+                ) from None
+        fix_color(restored, work, self.color_fix)
+        return restored.astype(pixels.dtype, copy=False)
+
+    def _attempt(self, pixels: NDArray[Any], progress: Callable[[float], None] | None) -> NDArray[Any]:
+        change = None
+        # the size is switched outside inference mode: what that makes must stay fit for training
+        with _working_at(self.model, self.tile), torch.inference_mode():
+            fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
+            if self.global_correction != "off" and not fits:
+                change = self._change(pixels)
+            return restore_tiles(
+                self._generate,
+                pixels,
+                tile=self.tile,
+                overlap=self.overlap,
+                batch_size=self._batch_size,
+                device=self.device,
+                change=change,
+                progress=None if progress is None else lambda done, total: progress(done / total),
+            )
+
+    def _change(self, pixels: NDArray[Any]) -> GlobalChange | None:
+        change = measure_global_change(self._generate, pixels, self.tile, self.device)
+        return change if self.global_correction == "on" or change.strength >= MIN_GLOBAL_CHANGE else None
+
+    def _generate(self, tiles: Tensor) -> Tensor:
+        if self._tile_memory is not None:
+            return self.model.generate(tiles, fidelity=self.fidelity).image
+        before = _peak_memory(self.device, reset=True)
+        image = self.model.generate(tiles, fidelity=self.fidelity).image
+        self._tile_memory = max(_peak_memory(self.device) - before, 1 << 20) // len(tiles)
+        return image
+
+    def _batch_size(self) -> int:
+        if self._tile_memory is None:
+            return 1
+        free = _free_memory(self.device)
+        fitting = self._batch_limit if free is None else int(0.6 * free / self._tile_memory)
+        return max(1, min(fitting, self._batch_limit))
+
+    def _shrink(self) -> None:
+        """After memory ran out: fewer tiles at once; where it was one, smaller ones."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before, self._batch_limit = self._batch_size(), 1
+        if before > 1:
+            self._note(f"out of memory with {before} tiles at once: going on with one at a time")
+            return
+        smaller = _multiple_of(self.model, self.tile[0] // 2)
+        if not hasattr(self.model, "set_scales") or smaller >= self.tile[0]:
+            raise UserError(
+                f"out of memory with one {self.tile[1]} x {self.tile[0]} tile at a time, and this model works at no "
+                "smaller size; choose another device or close other programs"
+            )
+        self._note(f"out of memory with one tile of {self.tile[0]} px: going on with tiles of {smaller} px")
+        self.overlap = self.overlap * smaller // self.tile[0]
+        self.tile = (smaller, smaller)
+
+
+def check_range(pixels: NDArray[Any]) -> None:
+    """Raises a `UserError` unless an array is an RGB photo in one of the types and ranges that are understood."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise UserError(f"the photo has shape {pixels.shape}; expected (height, width, 3), none of them 0")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return
+    if pixels.dtype.kind != "f":
+        raise UserError(f"the photo has type {pixels.dtype}; expected uint8, uint16, or floating point in [0, 1]")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also NaN
+        raise UserError(f"floating point photo with values from {low:g} to {high:g}; expected [0, 1], scale it first")
+
+
+def restore_photo(
+    model: PhotoModel,
+    photo: PhotoT,
+    *,
+    tile: int | Literal["auto"] = "auto",
+    overlap: int | None = None,
+    fidelity: float | None = None,
+    color_fix: ColorFix = "none",
+    global_correction: GlobalCorrection = "auto",
+    note: Callable[[str], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> PhotoT:
+    """Restores a photo of any size and returns the same kind of object.
+
+    Args:
+        model: The model.
+        photo: A PIL image (a palette or CMYK comes back as RGB); an array (H, W), (H, W, 1), (H, W, 3), or with alpha
+            (H, W, 2) or (H, W, 4), of uint8, uint16 or floating point in [0, 1]; a tensor (3, H, W) or (B, 3, H, W) of
+            uint8 or floating point in [0, 1]. Alpha is left as it is.
+        tile: See :class:`Restorer`, as for all that follow.
+        overlap: Cross-fade in pixels.
+        fidelity: Weight of the detail path.
+        color_fix: ``none``, ``mean`` or ``wavelet``.
+        global_correction: ``auto``, ``on`` or ``off``.
+        note: Called with one line when something had to be changed to go on.
+        progress: Called now and then with the share of the photo that was just done.
+
+    Returns:
+        A photo of the same kind, type and size.
+
+    Raises:
+        UserError: If the photo or an option is wrong.
+    """
+    restorer = Restorer(
+        model,
+        tile=tile,
+        overlap=overlap,
+        fidelity=fidelity,
+        color_fix=color_fix,
+        global_correction=global_correction,
+        note=note,
+    )
+    if isinstance(photo, Image.Image):
+        return _restore_image(restorer, photo, progress)
+    if isinstance(photo, Tensor):
+        return _restore_tensor(restorer, photo, progress)
+    if isinstance(photo, np.ndarray):
+        return _restore_array(restorer, photo, progress)
+    raise UserError(f"the photo is a {type(photo).__name__}; expected a PIL image, a NumPy array or a tensor")
+
+
+Progress = Callable[[float], None] | None
+
+
+def _restore_image(restorer: Restorer, image: Image.Image, progress: Progress) -> Image.Image:
+    mode = image.mode
+    if mode in ("I", "F", "LAB", "HSV"):
+        raise UserError(f"PIL image of mode {mode}; expected grey, RGB, palette or CMYK of 8 bits, or 16-bit grey")
+    if mode.startswith("I;16"):
+        return Image.fromarray(_restore_array(restorer, np.asarray(image).astype(np.uint16), progress))
+    if mode == "1":
+        image = image.convert("L")
+    elif mode in ("La", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("LA" if mode in ("L", "La") else "RGBA")
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return Image.fromarray(_restore_array(restorer, np.asarray(image), progress), mode=None)
+
+
+def _restore_array(restorer: Restorer, array: NDArray[Any], progress: Progress) -> NDArray[Any]:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise UserError(f"array of shape {array.shape}; expected (H, W) or (H, W, C) with 1 to 4 channels, last")
+    channels = array[..., None] if array.ndim == 2 else array
+    colours = 3 if channels.shape[2] >= 3 else 1
+    rgb = np.repeat(channels[..., :1], 3, axis=2) if colours == 1 else channels[..., :3]
+    restored = restorer.restore(rgb, progress)
+    if colours == 1:
+        restored = _luma(restored)[..., None]
+    if channels.shape[2] > colours:
+        restored = np.concatenate([restored, channels[..., colours:]], axis=2)
+    return restored.reshape(array.shape)
+
+
+def _luma(rgb: NDArray[Any]) -> NDArray[Any]:
+    values = rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    return (np.rint(values) if rgb.dtype.kind == "u" else values).astype(rgb.dtype)
+
+
+def _restore_tensor(restorer: Restorer, tensor: Tensor, progress: Progress) -> Tensor:
+    if tensor.dim() not in (3, 4) or tensor.shape[-3] != 3:
+        raise UserError(f"tensor of shape {tuple(tensor.shape)}; expected (3, H, W) or (B, 3, H, W)")
+    photos = tensor.detach().reshape(-1, *tensor.shape[-3:])
+    # NumPy knows no bfloat16
+    photos = (photos.float() if photos.is_floating_point() else photos).permute(0, 2, 3, 1).cpu()
+    share = None if progress is None else lambda done: progress(done / len(photos))
+    restored = [torch.from_numpy(restorer.restore(photo.numpy(), share)).permute(2, 0, 1) for photo in photos]
+    return torch.stack(restored).reshape(tensor.shape).to(tensor.device, tensor.dtype)
+
+
+def _tile_size(model: PhotoModel, tile: int | str) -> tuple[int, int]:
+    """Checks a tile size against what the model can do."""
+    own = model.image_size
+    if tile == "auto" or (tile == own[0] == own[1]):
+        return own
+    name = f"{own[1]} x {own[0]}" if own[0] != own[1] else f"{own[0]}"
+    if not hasattr(model, "set_scales"):
+        raise UserError(f"tile is {tile}; this model works at its own size only: choose {name} or auto")
+    step = _step(model)
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 4 * step or tile % step:
+        raise UserError(
+            f"tile is {tile}; expected auto or a multiple of {step} from {4 * step} on (the model's own size is {name})"
+        )
+    return tile, tile
+
+
+def _check_overlap(tile: tuple[int, int], overlap: int | None) -> int:
+    side = min(tile)
+    if overlap is None:
+        return side // 8
+    if not 0 <= overlap <= side // 2:
+        raise UserError(f"overlap is {overlap}; expected 0 to {side // 2}, half of the tile")
+    return overlap
+
+
+def _step(model: Any) -> int:
+    """Pixels of the photo a side of one latent cell."""
+    return int(model.image_size[0] // model.scales.finest[0])
+
+
+def _multiple_of(model: Any, size: int) -> int:
+    step = _step(model) if hasattr(model, "set_scales") else 1
+    return max(size // step, 4) * step
+
+
+@contextlib.contextmanager
+def _working_at(model: Any, tile: tuple[int, int]) -> Iterator[None]:
+    """Switches the model to another size of tile and back."""
+    if tuple(model.image_size) == tuple(tile):
+        yield
+        return
+    restorevar: RestoreVAR = model
+    before = restorevar.scales
+    # the refiner's position embeddings are resized: going back by resizing again would blur them
+    weights = restorevar.state_dict()
+    restorevar.set_scales(_scaled_schedule(before.sizes, tile, _step(model)))
+    try:
+        yield
+    finally:
+        after = restorevar.state_dict()
+        restorevar.set_scales(before.to_list())
+        changed = {name: value for name, value in weights.items() if after[name].shape != value.shape}
+        restorevar.load_state_dict(changed, strict=False)
+
+
+def _scaled_schedule(sizes: tuple[tuple[int, int], ...], tile: tuple[int, int], step: int) -> list[list[int]]:
+    """The schedule stretched to another finest size."""
+    finest = sizes[-1]
+    target = tile[0] // step, tile[1] // step
+    return [[max(round(size[axis] * target[axis] / finest[axis]), 1) for axis in (0, 1)] for size in sizes]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
+
+
+def _peak_memory(device: torch.device, reset: bool = False) -> int:
+    """Bytes: the most that was in use, from here on if ``reset`` and where that can be asked for."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+            return torch.cuda.memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that could still be taken; None where it cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
+    candidates = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit
+        limit = Path("/sys/fs/cgroup/memory.max").read_text()
+        candidates.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(candidates) if candidates else None
