@@ -48,26 +48,34 @@ def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x
 
 
-def quantize(quantizer: MultiScaleQuantizer, latent: Tensor, scales: ScaleSchedule) -> tuple[Tensor, list[Tensor]]:
-    """Tokens (B, T) and running sums of a latent (B, Z, h, w), by the definition."""
-    table = [int(index) for index in scales.phi_index(len(quantizer.phi))]
-    codes = quantizer.codebook.weight
-    running, tokens, sums = torch.zeros_like(latent), [], []
-    for scale, size in enumerate(scales):
-        small = area(latent - running, size).permute(0, 2, 3, 1)
-        index = torch.cdist(small.flatten(0, 2), codes, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-        grown = bicubic(codes[index].view(small.shape).permute(0, 3, 1, 2), scales.finest)
+def running_sums(quantizer: MultiScaleQuantizer, tokens: Tensor, scales: ScaleSchedule) -> list[Tensor]:
+    """Running sum after each scale of tokens (B, T), by the definition."""
+    table, sums = scales.phi_index(len(quantizer.phi)), []
+    for scale, (height, width) in enumerate(scales):
+        embedded = quantizer.codebook.weight[tokens[:, scales.span(scale)]]
+        grown = bicubic(embedded.transpose(1, 2).unflatten(2, (height, width)), scales.finest)
         conv = quantizer.phi[table[scale]]
-        running = running + quantizer.phi_identity * grown + quantizer.phi_convolution * conv(grown)
-        tokens.append(index.view(len(latent), -1))
-        sums.append(running)
-    return torch.cat(tokens, 1), sums
+        added = quantizer.phi_identity * grown + quantizer.phi_convolution * conv(grown)
+        sums.append(sums[-1] + added if sums else added)
+    return sums
+
+
+def excess(quantizer: MultiScaleQuantizer, latent: Tensor, tokens: Tensor, scales: ScaleSchedule) -> Tensor:
+    """How much farther each token's code (B, T) is than the nearest one, given the coarser tokens: 0 if it is right."""
+    sums, found = running_sums(quantizer, tokens, scales), []
+    for scale, size in enumerate(scales):
+        residual = latent - sums[scale - 1] if scale else latent
+        vectors = area(residual, size).flatten(2).transpose(1, 2).unsqueeze(2)
+        distances = (vectors - quantizer.codebook.weight).square().sum(-1)
+        chosen = distances.gather(2, tokens[:, scales.span(scale), None])[..., 0]
+        found.append(chosen - distances.amin(2))
+    return torch.cat(found, 1)
 
 
 def teacher_input(sums: list[Tensor], scales: ScaleSchedule) -> Tensor:
     """Running sum before each scale from the second, area-downsampled: (B, T - s_1^2, Z)."""
     parts = [area(running, scales[scale + 1]).flatten(2).transpose(1, 2) for scale, running in enumerate(sums[:-1])]
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1) if parts else sums[0].new_zeros(len(sums[0]), 0, sums[0].shape[1])
 
 
 def scale_causal_mask(scales: ScaleSchedule) -> Tensor:
@@ -128,7 +136,9 @@ def block(layer: Block, x: Tensor, condition: Tensor, scales: ScaleSchedule, bas
     x = x + attention.out(_attend(query, key, value, attention.scale, scale_causal_mask(scales)))
     x = x + layer.mlp.fc2(F.gelu(layer.mlp.fc1(F.layer_norm(x, (width,), eps=1e-6)), approximate="tanh"))
     normalized = F.layer_norm(condition, (width,), cross.norm_condition.weight, cross.norm_condition.bias, 1e-5)
-    query = split(F.layer_norm(x, (width,), cross.norm_query.weight, cross.norm_query.bias, 1e-5) @ cross.query.weight.T)
+    query = split(
+        F.layer_norm(x, (width,), cross.norm_query.weight, cross.norm_query.bias, 1e-5) @ cross.query.weight.T
+    )
     key = split(normalized @ cross.key_value.weight[:width].T)
     value = split(normalized @ cross.key_value.weight[width:].T)
     query, key = rotate(F.normalize(query, dim=-1), where, base), rotate(F.normalize(key, dim=-1), finest, base)
