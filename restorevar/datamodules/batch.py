@@ -7,15 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from restorevar.datamodules.degradations import KINDS
+from restorevar.datamodules.kinds import CLEAN_KIND, PAIRED_KINDS
 
 __all__ = ["CLEAN_KIND", "PAIRED_KINDS", "RestorationBatch", "RestorationSample", "collate", "to_tensor"]
-
-PAIRED_KINDS = (*KINDS, "other")
-"""Kinds of degradation that a pair can have: those that we make, and all else."""
-
-CLEAN_KIND = "clean"
-"""Kind of a pair whose degraded image is the clean one."""
 
 
 class RestorationSample(TypedDict):

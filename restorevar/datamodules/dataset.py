@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from restorevar.datamodules.batch import CLEAN_KIND, RestorationSample, to_tensor
+from restorevar.datamodules.batch import RestorationSample, to_tensor
 from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.datamodules.manifest import sizes_fit
 from restorevar.datamodules.sampler import Draw
 from restorevar.datamodules.shards import is_member, read_member

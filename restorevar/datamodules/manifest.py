@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
+from restorevar.datamodules.kinds import CLEAN_KIND, PAIRED_KINDS
 from restorevar.datamodules.layouts import Layout, match_files
 from restorevar.errors import UserError
 from restorevar.files import atomic_write, sha256
@@ -48,8 +48,8 @@ PUBLISHED_KINDS = {
 
 
 CENTER_CROP = "center_crop"  # optional fifth field
-# of 256 bits of a perceptual hash. Measured on 376 photos: JPEG, resizing, grey and darkening change at most 10, cutting off
-# 10 pixels all round 60 (95th percentile); of 70,500 unrelated pairs the closest differ in 90
+# of 256 bits of a perceptual hash. Measured on 376 photos: JPEG, resizing, grey and darkening change at most 10 bits,
+# cutting off 10 pixels all round 60 (95th percentile); of 70,500 unrelated pairs the closest differ in 90
 TWIN_DISTANCE = 60
 
 

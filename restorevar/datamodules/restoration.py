@@ -10,8 +10,9 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
-from restorevar.datamodules.batch import CLEAN_KIND, RestorationBatch, RestorationSample
+from restorevar.datamodules.batch import RestorationBatch, RestorationSample
 from restorevar.datamodules.dataset import FixedDataset, Geometry, Pool, Skips, TrainingDataset
+from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.datamodules.loader import FixedSampler, TrainingLoader, fixed_loader
 from restorevar.datamodules.sampler import EpochSampler, Task
 from restorevar.datamodules.sources import Collection, Record, Source

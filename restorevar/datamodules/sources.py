@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS
-from restorevar.datamodules.degradations import KINDS, get_degradation
+from restorevar.datamodules.degradations import get_degradation
+from restorevar.datamodules.kinds import CLEAN_KIND, KINDS, PAIRED_KINDS
 from restorevar.datamodules.layouts import find_layout, match_files
 from restorevar.datamodules.manifest import read_manifest
 from restorevar.datamodules.shards import read_index
