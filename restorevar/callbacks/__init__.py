@@ -6,9 +6,11 @@ from restorevar.callbacks.export import ExportModel
 from restorevar.callbacks.images import ImageGrids
 from restorevar.callbacks.monitor import TrainingMonitor
 from restorevar.callbacks.nan_guard import NanGuard
+from restorevar.callbacks.predictions import RestoredPhotoWriter
 from restorevar.callbacks.preflight import Preflight
 from restorevar.callbacks.progress import TrainingProgress
 from restorevar.callbacks.requeue import RequeueOnSignal
+from restorevar.callbacks.scores import ReportWriter, ScoreWriter
 from restorevar.callbacks.total_batch import TotalBatch
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
     "NanGuard",
     "NewestCheckpoint",
     "Preflight",
+    "ReportWriter",
     "RequeueOnSignal",
+    "RestoredPhotoWriter",
+    "ScoreWriter",
     "TotalBatch",
     "TrainingMonitor",
     "TrainingProgress",

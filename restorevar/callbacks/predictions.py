@@ -1,0 +1,94 @@
+"""Writes every restored photo under its input's name."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from restorevar.modules.restoration import RestoredPhoto
+
+__all__ = ["RestoredPhotoWriter"]
+
+
+class RestoredPhotoWriter(BasePredictionWriter):
+    """Writes restored photos of `restorevar predict` and `restorevar test`, each as soon as it is done.
+
+    A photo lands in `FOLDER/DATA SET/`, with its name and its place below the folder that all photos of its set share.
+    Predicted photos keep format, orientation and metadata. Tested ones are PNG, since they are what was scored; those
+    degraded on the fly have the kind and severity in their name.
+
+    Args:
+        folder: Where; `restored` in the run's folder (`trainer.default_root_dir`) if not given.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self._bases: dict[str, str] = {}
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds the folder that the photos of each set share."""
+        self._bases = _common_folders(trainer.predict_dataloaders)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finds the folder that the photos of each set share."""
+        self._bases = _common_folders(trainer.test_dataloaders)
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes the photos of a predicted batch, alike their inputs."""
+        from restorevar.restoration.photo import read_photo, write_photo
+
+        for photo in prediction:
+            original = read_photo(photo.path)
+            pixels = photo.restored
+            if original.pixels.dtype != pixels.dtype:  # 16-bit files keep their depth
+                pixels = pixels.astype(original.pixels.dtype) * 257
+            write_photo(self._place(trainer, photo), dataclasses.replace(original, pixels=pixels))
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the photos of a tested batch as PNG."""
+        from restorevar.restoration.photo import Photo, write_photo
+
+        for photo in outputs["photos"]:
+            if photo.restored is not None:
+                place = self._place(trainer, photo)
+                suffix = "" if photo.severity is None else f"_{photo.kind}_{photo.severity:.2f}"
+                write_photo(place.with_name(f"{place.stem}{suffix}.png"), Photo(photo.restored, format="PNG"))
+
+    def _place(self, trainer: L.Trainer, photo: RestoredPhoto) -> Path:
+        root = Path(self.folder or Path(trainer.default_root_dir) / "restored")
+        return root / photo.dataset / os.path.relpath(photo.path, self._bases[photo.dataset])
+
+
+def _common_folders(loaders: Any) -> dict[str, str]:
+    """Data set to the deepest folder that holds all its files."""
+    paths: dict[str, list[str]] = {}
+    for record in _records(loaders):
+        paths.setdefault(record.dataset, []).append(os.path.dirname(record.path))
+    return {dataset: os.path.commonpath(folders) for dataset, folders in paths.items()}
+
+
+def _records(loaders: Any) -> Iterator[Any]:
+    for loader in loaders if isinstance(loaders, list) else [loaders]:
+        yield from loader.dataset.records
