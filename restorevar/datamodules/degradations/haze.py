@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 
 from restorevar.datamodules.degradations.depth import relative_depth
-from restorevar.datamodules.degradations.light import FloatImage, display_to_linear, linear_to_display
+from restorevar.datamodules.degradations.light import FloatImage, display_to_linear, linear_to_display, veiled
 from restorevar.datamodules.degradations.view import Parameters, View
 
-__all__ = ["airlight_colour", "haze", "transmission"]
+__all__ = ["airlight_colour", "haze", "transmission", "veil"]
 
 
 def transmission(depth: FloatImage, beta: float) -> FloatImage:
@@ -16,11 +16,23 @@ def transmission(depth: FloatImage, beta: float) -> FloatImage:
 
 
 def airlight_colour(view: View, random: np.random.Generator) -> FloatImage:
-    """A light grey (3,) in display values, sometimes bluish or yellowish."""
-    brightness = random.uniform(0.7, 1.0)
-    warmth, green = random.normal(0, 0.025), random.normal(0, 0.008)
-    colour = brightness * np.array([1 + warmth, 1 + green, 1 - warmth])
-    return np.clip(colour, 0, 1).astype(np.float32)
+    """(3,) display values: a light grey, sometimes bluish or yellowish, drawn towards the photo's own bright parts."""
+    brightness, share = random.uniform(0.7, 1.0), random.uniform(0, 0.5)
+    warmth, green = random.normal(0, 0.025), random.normal(0, 0.006)
+    grey = brightness * np.array([1 + warmth, 1 + green, 1 - warmth])
+    flat = view.thumbnail.reshape(-1, 3)
+    luminance = cv2.cvtColor(view.thumbnail, cv2.COLOR_RGB2GRAY).ravel()
+    # the brightest twentieth: mostly sky, or a wall in the light
+    chosen = flat[luminance >= np.partition(luminance, -(len(flat) // 20) - 1)[-(len(flat) // 20) - 1]]
+    own = 0.5 * chosen.mean(axis=0) + 0.5 * chosen.mean()
+    own *= max(0.65, float(own.mean())) / max(float(own.mean()), 1e-6)
+    return np.clip(grey + share * (own - grey), 0, 1).astype(np.float32)
+
+
+def veil(view: View, image: FloatImage, beta: float, airlight: FloatImage) -> FloatImage:
+    """The haze that rain and snow bring with them, on display values."""
+    light = airlight * np.float32(view.illumination ** (1 / 2.2))
+    return veiled(image, light, transmission(relative_depth(view), beta))
 
 
 def haze(view: View, severity: float) -> tuple[FloatImage, Parameters]:
@@ -33,18 +45,18 @@ def haze(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     beta = severity * random.uniform(0.8, 3.0)
     airlight = airlight_colour(view, random)
     linear = bool(random.random() < 0.5)
-    patchiness = random.uniform(0.2, 0.6) if random.random() < 0.35 else 0.0
+    patchiness = random.uniform(0.1, 0.4) if random.random() < 0.3 else 0.0
     depth = relative_depth(view)
     if patchiness:
-        patches = view.coarse_noise("fog", 4) + 0.5 * view.coarse_noise("fog detail", 10)
-        depth = depth * view.sample(np.exp(np.clip(patchiness * patches, -1.5, 1.0)))
-    through = transmission(depth, beta)[..., None]
+        patches = view.coarse_noise("fog", 3) + 0.4 * view.coarse_noise("fog detail", 8)
+        depth = depth * view.sample(np.exp(np.clip(patchiness * patches, -1.2, 0.8)).astype(np.float32))
+    through = transmission(depth, beta)
     if linear:
         light = display_to_linear(airlight[None, None])[0, 0] * np.float32(view.illumination)
-        image = linear_to_display(light + (view.linear() - light) * through)
+        image = linear_to_display(veiled(view.linear(), light, through))
     else:
         light = airlight * np.float32(view.illumination ** (1 / 2.2))
-        image = light + (view.display() - light) * through
+        image = veiled(view.display(), light, through)
     return image, {
         "beta": beta,
         "airlight": [round(float(value), 4) for value in airlight],

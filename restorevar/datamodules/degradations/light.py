@@ -6,7 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FloatImage", "display_to_linear", "linear_to_display", "to_uint8", "uint8_to_display", "uint8_to_linear"]
+__all__ = [
+    "FloatImage",
+    "added",
+    "display_to_linear",
+    "darkest_channel",
+    "linear_to_display",
+    "scaled",
+    "to_uint8",
+    "uint8_to_display",
+    "uint8_to_linear",
+    "veiled",
+]
 
 FloatImage = NDArray[np.float32]
 
@@ -58,3 +69,31 @@ def linear_to_display(image: FloatImage) -> FloatImage:
 def to_uint8(image: FloatImage) -> NDArray[np.uint8]:
     """float32 display values to uint8, rounded and clipped."""
     return _rescale(image, 255, cv2.CV_8U).astype(np.uint8, copy=False)
+
+
+def darkest_channel(image: FloatImage) -> FloatImage:
+    """(H, W, 3) to (H, W): the least of the three."""
+    # NumPy is slow where the innermost axis has three elements
+    red, green, blue = cv2.split(image)
+    return cv2.min(cv2.min(red, green), blue)
+
+
+def scaled(image: FloatImage, factor: FloatImage) -> FloatImage:
+    """(H, W, 3) times (H, W)."""
+    return image * cv2.cvtColor(factor, cv2.COLOR_GRAY2RGB)
+
+
+def veiled(image: FloatImage, colour: FloatImage, share: FloatImage) -> FloatImage:
+    """Mixes (H, W, 3) with a colour (3,): image share + colour (1 - share), share (H, W)."""
+    row = np.tile(colour.astype(np.float32), image.shape[1])
+    flat = image.reshape(image.shape[0], -1) - row
+    flat *= cv2.cvtColor(share, cv2.COLOR_GRAY2RGB).reshape(flat.shape)
+    flat += row
+    return flat.reshape(image.shape)
+
+
+def added(image: FloatImage, brightness: float, share: FloatImage, hiding: float) -> FloatImage:
+    """Adds white light to (H, W, 3): image (1 - hiding share) + brightness share, clipped to 1, share (H, W)."""
+    image = scaled(image, 1 - np.float32(hiding) * share)
+    image += cv2.cvtColor(share * np.float32(brightness), cv2.COLOR_GRAY2RGB)
+    return np.minimum(image, 1, out=image)

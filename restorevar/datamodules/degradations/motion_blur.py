@@ -1,76 +1,133 @@
-"""Motion blur: a hand that shakes during the exposure."""
+"""Motion blur: a camera that moves during the exposure."""
 
 import math
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from restorevar.datamodules.degradations.light import FloatImage, linear_to_display
+from restorevar.datamodules.degradations.light import FloatImage, darkest_channel, linear_to_display, scaled
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["motion_blur", "shake_trajectory"]
 
+_STRIP = 64  # rows averaged at a time: they stay in the processor's cache
 
-def shake_trajectory(random: np.random.Generator, straightness: float, steps: int = 192) -> NDArray[np.float64]:
+
+def shake_trajectory(random: np.random.Generator, straightness: float, steps: int = 128) -> NDArray[np.float64]:
     """(steps, 2) positions x, y of a shaking camera, centred at 0, farthest point at distance 1.
 
-    A point with inertia, random pushes and a pull back to where the photographer aims, after Boracchi and Foi 2012.
+    A steady drift plus a hand's own motion: a point with inertia and random pushes, sometimes thrown back by a jerk
+    (after Boracchi and Foi 2012). Where it lingers the blur is bright.
     """
     heading = random.uniform(0, 2 * math.pi)
-    velocity = np.array([math.cos(heading), math.sin(heading)])
-    drift = velocity.copy()
-    pushes = random.normal(0, 0.35 * (1 - straightness), (steps, 2))
-    jerks = random.random(steps) < 0.02 * (1 - straightness)
-    position, path = np.zeros(2), np.empty((steps, 2))
+    drift = complex(math.cos(heading), math.sin(heading)) * (0.1 + 1.4 * straightness)
+    loose = 1 - straightness
+    pushes = (random.normal(0, 0.3, (steps, 2)) @ np.array([1, 1j])).tolist()
+    jerks = (random.random(steps) < 0.03 * loose).tolist()
+    shake = complex(*random.normal(0, 0.8, 2))
+    position, path = 0j, np.empty(steps, np.complex128)
     for index in range(steps):
-        pull = -0.03 * (1 - straightness) * position
-        velocity = velocity + pushes[index] + pull + 0.02 * (drift - velocity)
+        shake = 0.95 * shake + pushes[index]
         if jerks[index]:
-            velocity = -velocity + 2 * pushes[index]
-        position = position + velocity / max(float(np.hypot(*velocity)), 1e-6) * (0.3 + random.random())
+            shake = -shake
+        position += drift + loose * shake
         path[index] = position
-    path -= path.mean(axis=0)
-    return path / max(float(np.hypot(path[:, 0], path[:, 1]).max()), 1e-6)
+    path -= path.mean()
+    path /= max(float(np.abs(path).max()), 1e-6)
+    return np.stack([path.real, path.imag], axis=1)
 
 
-def _kernel(path: NDArray[np.float64]) -> dict[tuple[int, int], float]:
-    """Weights of whole-pixel shifts (y, x) along a path in pixels, spread bilinearly."""
-    base = np.floor(path).astype(int)
-    x, y = (path - base).T
-    weights: dict[tuple[int, int], float] = {}
-    for dx, dy, share in ((0, 0, (1 - x) * (1 - y)), (1, 0, x * (1 - y)), (0, 1, (1 - x) * y), (1, 1, x * y)):
-        for (column, row), weight in zip(base + np.array((dx, dy)), share, strict=True):
-            key = int(row), int(column)
-            weights[key] = weights.get(key, 0.0) + float(weight) / len(path)
-    return {key: weight for key, weight in weights.items() if weight > 1e-4}
+def _kernel(path: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+    """Whole-pixel shifts (row, column, weight) along a path in pixels."""
+    # stages at most half a pixel apart, or a long path would fall into dots
+    length = float(np.hypot(*np.diff(path, axis=0).T).sum())
+    stages = np.linspace(0, len(path) - 1, max(len(path), math.ceil(2 * length)))
+    column, row = (np.interp(stages, np.arange(len(path)), path[:, axis]) for axis in (0, 1))
+    left, top = math.floor(column.min()), math.floor(row.min())
+    grid = np.zeros((math.ceil(row.max()) - top + 2, math.ceil(column.max()) - left + 2))
+    if length > 40:
+        # a third of the shifts, and nobody sees half a pixel in a long blur
+        np.add.at(grid, (np.rint(row).astype(int) - top, np.rint(column).astype(int) - left), 1)
+    else:
+        first_row, first_column = np.floor(row).astype(int), np.floor(column).astype(int)
+        y, x = row - first_row, column - first_column
+        for dy, dx, share in ((0, 0, (1 - y) * (1 - x)), (0, 1, (1 - y) * x), (1, 0, y * (1 - x)), (1, 1, y * x)):
+            np.add.at(grid, (first_row + dy - top, first_column + dx - left), share)
+    grid /= grid.sum()
+    rows, columns = np.nonzero(grid > 1e-4)
+    weights = grid[rows, columns] / grid[rows, columns].sum()
+    return [(int(r) + top, int(c) + left, float(w)) for r, c, w in zip(rows, columns, weights, strict=True)]
+
+
+def _average_shifts(light: FloatImage, kernel: list[tuple[int, int, float]], margin: int) -> FloatImage:
+    height, width = light.shape[0] - 2 * margin, light.shape[1] - 2 * margin
+    blurred = np.zeros((height, width, 3), np.float32)
+    for top in range(0, height, _STRIP):
+        strip = blurred[top : top + _STRIP]
+        rows = strip.shape[0]
+        for row, column, weight in kernel:
+            first, left = top + margin + row, margin + column
+            cv2.scaleAdd(light[first : first + rows, left : left + width], weight, strip, strip)
+    return blurred
+
+
+def _average_turns(light: FloatImage, origin: tuple[float, float], turn: float, zoom: float, steps: int) -> FloatImage:
+    """Averages 2**steps stages of a rotation and zoom about ``origin`` (x, y): each pass doubles their number."""
+    for step in range(steps):
+        share = 2.0**step / 2**steps
+        scale = math.exp(zoom * share)
+        cosine, sine = scale * math.cos(turn * share), scale * math.sin(turn * share)
+        x, y = origin
+        matrix = np.array([[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
+        turned = cv2.warpAffine(
+            light, matrix, light.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        light = (light + turned) * np.float32(0.5)
+    return light
 
 
 def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
-    """Averages the shifted photo over the exposure in linear light; highlights are brighter than the paper's white."""
+    """Averages the moving photo over the exposure in linear light, with highlights brighter than the photo's white.
+
+    The path of a shaking hand shifts the whole photo; in some photos it also turns or comes nearer, so that the blur
+    differs from place to place. Sensor noise comes after the blur.
+    """
     random = view.random("motion blur")
-    reach = 0.5 * severity * random.uniform(12, 56) * view.unit
-    straightness = random.beta(1, 1)
-    highlights = severity * random.uniform(0, 3)
+    reach = 0.5 * severity * random.uniform(16, 64) * view.unit
+    straightness = random.beta(0.8, 0.8)
+    highlights = severity * random.uniform(0, 4)
     noise = severity * random.uniform(0, 0.015)
+    turns = random.random() < 0.4
+    turn = severity * math.radians(random.normal(0, 1.2)) * turns
+    zoom = severity * random.normal(0, 0.012) * turns
+    height, width = view.size
+    centre = width * random.uniform(0.1, 0.9), height * random.uniform(0.1, 0.9)
     path = shake_trajectory(random, straightness) * reach
-    kernel = _kernel(path)
-    total = sum(kernel.values())
-    margin = math.ceil(reach) + 1
+
+    # the farthest corner moves most; each stage is at most about a pixel from the next
+    swing = math.hypot(turn, zoom) * math.hypot(max(centre[0], width - centre[0]), max(centre[1], height - centre[1]))
+    steps = min(5, math.ceil(math.log2(swing))) if swing > 1 else int(swing > 0.1)
+    shift = math.ceil(reach) + 2
+    margin = shift + (math.ceil(swing) + 2 if steps else 0)
     light = view.linear(margin)
     if highlights:
-        # the clipped parts were brighter than what the photo could store
-        light = light + np.float32(highlights) * np.square(np.maximum(light - 0.8, 0) * 5)
-    height, width = view.window.height, view.window.width
-    blurred = np.zeros((height, width, 3), np.float32)
-    for (row, column), weight in kernel.items():
-        part = light[margin + row : margin + row + height, margin + column : margin + column + width]
-        blurred += part * np.float32(weight / total)
-    image = linear_to_display(blurred)
+        # what the photo stores as white was brighter; coloured parts with one full channel were not
+        excess = np.maximum(darkest_channel(light) - 0.75, 0) * 4
+        light = scaled(light, 1 + np.float32(highlights) * excess * excess)
+    if steps:
+        origin = centre[0] - view.window.left + margin, centre[1] - view.window.top + margin
+        light = _average_turns(light, origin, turn, zoom, steps)
+        trim = margin - shift
+        light = light[trim:-trim, trim:-trim]
+    image = linear_to_display(_average_shifts(light, _kernel(path), shift))
     if noise:
-        image = image + np.float32(noise) * view.noise("sensor")
-    return np.clip(image, 0, 1), {
+        image = np.clip(image + np.float32(noise) * view.noise("sensor"), 0, 1)
+    return image, {
         "extent_pixels": 2 * reach,
         "straightness": straightness,
+        "turn_degrees": math.degrees(turn),
+        "zoom": zoom,
         "highlights": highlights,
         "noise": noise,
     }

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restorevar.datamodules.degradations.light import FloatImage
-from restorevar.datamodules.degradations.view import View, Window
+from restorevar.datamodules.degradations.view import View
 
 __all__ = ["Strokes", "draw"]
 
 _SHIFT = 4  # fractional bits of coordinates handed to OpenCV
-_LEVELS = 8
+_LEVELS = 8  # opacities drawn apart
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Strokes:
         centre: (N, 2) x, y.
         reach: (N, 2) half of the stroke as a vector x, y.
         opacity: (N,) in [0, 1].
-        thickness: Of all strokes, in pixels; rounded to whole pixels when drawn.
+        thickness: Of all strokes, in pixels; rounded to whole pixels when drawn, thinner ones are fainter.
         softness: Standard deviation of the blur afterwards, in pixels.
+        taper: x, y of the smear that thins out the strokes' ends, in pixels.
     """
 
     centre: NDArray[np.float64]
@@ -33,39 +34,52 @@ class Strokes:
     opacity: NDArray[np.float64]
     thickness: float
     softness: float
+    taper: tuple[float, float] = (0.0, 0.0)
 
 
-def draw(view: View, strokes: Strokes) -> FloatImage:
-    """float32 (h, w) opacity of the strokes in the view's window."""
-    blur = math.ceil(3 * strokes.softness) if strokes.softness > 0.2 else 0
-    wanted = view.window.grown(blur)
+def draw(view: View, strokes: Strokes) -> FloatImage | None:
+    """float32 (h, w) opacity of the strokes in the view's window, or None if there are none."""
+    height, width = view.window.height, view.window.width
+    blur = math.ceil(2.5 * strokes.softness) if strokes.softness > 0.2 else 0
+    # three smears by one step and two steps make four copies, a third of the taper apart
+    smear = np.rint(np.array(strokes.taper) / 3).astype(int)
+    around = blur + 3 * int(np.abs(smear).max())
+    wanted = view.window.grown(around)
     extent = np.abs(strokes.reach) + strokes.thickness + 2
-    seen = _touches(wanted, strokes.centre, extent)
-    if not seen.any():
-        return np.zeros((view.window.height, view.window.width), np.float32)
+    corner = np.array([wanted.left, wanted.top])
+    apart = np.abs(strokes.centre - corner - 0.5 * np.array([wanted.width, wanted.height]))
+    seen = np.flatnonzero((apart <= extent + 0.5 * np.array([wanted.width, wanted.height])).all(axis=1))
+    if not len(seen):
+        return None
     # strokes lie wholly inside the canvas: OpenCV clips them differently at its border
-    margin = math.ceil(float(extent[seen].max())) * 2 + 2
-    canvas = np.zeros((wanted.height + 2 * margin, wanted.width + 2 * margin), np.uint8)
-    origin = np.array([wanted.left - margin, wanted.top - margin])
-    start, reach = strokes.centre[seen] - origin - strokes.reach[seen], strokes.reach[seen]
-    ends = np.stack([start, start + 2 * reach], axis=1)
-    points = np.round(ends * (1 << _SHIFT)).astype(np.int32)
+    border = math.ceil(float(extent[seen].max())) * 2 + 2
+    canvas = np.zeros((wanted.height + 2 * border, wanted.width + 2 * border), np.uint8)
+    start = strokes.centre[seen] - strokes.reach[seen] - 1.5 * smear - corner + border
+    ends = np.stack([start, start + 2 * strokes.reach[seen]], axis=1)
+    points = np.rint(ends * (1 << _SHIFT)).astype(np.int32)
     thickness = max(1, round(strokes.thickness))
-    level = np.clip(np.ceil(strokes.opacity[seen] * _LEVELS), 1, _LEVELS).astype(int)
+    opacity = strokes.opacity[seen] * min(1.0, strokes.thickness)
+    top = float(strokes.opacity.max()) * min(1.0, strokes.thickness)
+    level = np.clip(np.ceil(opacity / max(top, 1e-6) * _LEVELS), 1, _LEVELS).astype(int)
     for value in range(1, _LEVELS + 1):
         chosen = points[level == value]
         if len(chosen):
-            shade = round(255 * value / _LEVELS)
-            cv2.polylines(canvas, list(chosen), False, shade, thickness, cv2.LINE_AA, _SHIFT)
-    layer = canvas[margin : margin + wanted.height, margin : margin + wanted.width]
+            cv2.polylines(canvas, list(chosen), False, round(255 * value / _LEVELS), thickness, cv2.LINE_AA, _SHIFT)
+    layer = canvas[border : border + wanted.height, border : border + wanted.width]
+    if smear.any():
+        for step in (smear, 2 * smear):
+            layer = _smeared(layer, int(step[0]), int(step[1]))
     if blur:
-        size = 2 * blur + 1
-        layer = cv2.GaussianBlur(np.ascontiguousarray(layer), (size, size), strokes.softness)
-        layer = layer[blur : blur + view.window.height, blur : blur + view.window.width]
-    return layer.astype(np.float32) / 255
+        layer = cv2.GaussianBlur(layer, (2 * blur + 1, 2 * blur + 1), strokes.softness)
+    layer = layer[around : around + height, around : around + width]
+    return np.multiply(layer, top / 255, dtype=np.float32)
 
 
-def _touches(window: Window, centre: NDArray[np.float64], extent: NDArray[np.float64]) -> NDArray[np.bool_]:
-    low = np.array([window.left, window.top]) - extent
-    high = np.array([window.left + window.width, window.top + window.height]) + extent
-    return ((centre >= low) & (centre <= high)).all(axis=1)
+def _smeared(layer: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:
+    """The mean of a layer and itself moved by whole pixels; what comes in at the border is empty."""
+    height, width = layer.shape
+    moved = np.zeros_like(layer)
+    moved[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = layer[
+        max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)
+    ]
+    return cv2.addWeighted(layer, 0.5, moved, 0.5, 0)

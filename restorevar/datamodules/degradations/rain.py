@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from restorevar.datamodules.degradations.depth import relative_depth
-from restorevar.datamodules.degradations.haze import airlight_colour, transmission
-from restorevar.datamodules.degradations.light import FloatImage
+from restorevar.datamodules.degradations.haze import airlight_colour, veil
+from restorevar.datamodules.degradations.light import FloatImage, added
 from restorevar.datamodules.degradations.particles import Strokes, draw
 from restorevar.datamodules.degradations.view import Parameters, View
 
@@ -16,43 +15,55 @@ __all__ = ["rain"]
 def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """Streak layers from far (thin, short, many) to near (thick, long, few), screened in over a veil.
 
-    Small severities are drizzle, large ones the dense streaks of Rain100H.
+    Drops show the light of the whole scene: in drizzle the streaks are hardly brighter than the photo, and dark before
+    a bright sky. With growing severity they become the dense, white, long streaks of Rain100H.
     """
     random = view.random("rain")
-    angle = math.radians(random.normal(0, 14))
+    angle = math.radians(random.normal(0, 15))
     layers = int(random.integers(2, 5))
-    density = severity * random.uniform(600, 2600)
-    strength = min(1.0, severity * random.uniform(0.9, 1.8))
-    length, width = random.uniform(14, 50), random.uniform(0.8, 2.2)
-    veil = severity**1.5 * random.uniform(0.0, 0.5)
+    crossing = math.radians(random.uniform(0, 14)) if random.random() < 0.3 else 0.02
+    strength = min(1.0, random.uniform(0.2, 0.5) * severity**0.5 + random.uniform(0.6, 1.2) * severity**1.3)
+    length = random.uniform(14, 60)
+    width = random.uniform(0.6, 1.3) * (length / 25) ** 0.5 * (1 + 0.4 * severity)
+    # streaks in 512 x 512 pixels: as many as cover this share, long and thick ones are fewer
+    coverage = severity**0.6 * random.uniform(0.3, 1.2)
+    density = min(coverage * 512**2 / (0.6 * length * max(width, 1)), 9000)
+    mist = severity * random.uniform(0.0, 0.8) * (random.random() < 0.6)
     airlight = airlight_colour(view, random)
-    streak_colour = random.uniform(0.85, 1.0)
-    ambient = np.float32(view.illumination ** (1 / 2.2))
+    # the drops' brightness: the scene's average and more, up to white
+    heaviness = min(1.0, 1.8 * severity)
+    scene = float(view.thumbnail.mean())
+    glow = min(1.0, scene + random.uniform(0.15, 0.35))
+    brightness = glow + (random.uniform(0.85, 1.0) - glow) * heaviness
+    brightness *= view.illumination ** (1 / 2.2)
+    # a drop hides what is behind it; in Rain100H its light is only added
+    hiding = 1 - heaviness * random.uniform(0, 1)
 
     image = view.display()
-    if veil:
-        through = transmission(relative_depth(view), veil)[..., None]
-        image = airlight * ambient + (image - airlight * ambient) * through
+    if mist:
+        image = veil(view, image, mist, airlight)
     clear = np.ones(image.shape[:2], np.float32)
-    height, width_px = view.size
+    height, columns = view.size
     for layer in range(layers):
         stream = view.random(f"streaks {layer}")
-        nearness = 0.6 + 0.8 * layer / max(layers - 1, 1)
+        nearness = 0.5 + 1.0 * layer / max(layers - 1, 1)
         reach = 0.5 * length * nearness * view.unit
         border = 2 * reach + 4
-        area = (height + 2 * border) * (width_px + 2 * border) / (512 * view.unit) ** 2
-        count = int(density / layers / nearness**2 * area)
-        # all are drawn from the stream whatever the severity, so that more severity adds streaks and moves none
-        limit = int(4500 / layers / nearness**2 * area)
-        centre = stream.uniform(-border, (width_px + border, height + border), (limit, 2))[:count]
-        tilt = angle + stream.normal(0, 0.03) + stream.normal(0, 0.03, limit)[:count]
-        size = reach * stream.uniform(0.5, 1.3, limit)[:count]
-        opacity = strength * stream.uniform(0.25, 1, limit)[:count]
-        vector = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * size[:, None]
+        area = (height + 2 * border) * (columns + 2 * border) / (512 * view.unit) ** 2
+        count = int(density / layers / nearness**1.5 * area)
+        tilt = angle + stream.normal(0, crossing) + stream.normal(0, stream.uniform(0.01, 0.06), count)
+        # streams of their own: more severity adds streaks and moves none
+        centre = view.random(f"places {layer}").uniform(-border, (columns + border, height + border), (count, 2))
+        size = reach * view.random(f"lengths {layer}").uniform(0.3, 0.8, count)
+        opacity = strength * view.random(f"opacities {layer}").uniform(0.2, 1, count)
+        direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
         thickness = width * nearness * view.unit
-        softness = 0.35 * thickness + (0.4 if thickness < 1 else 0)
-        clear *= 1 - draw(view, Strokes(centre, vector, opacity, thickness, softness))
-    image = image + (streak_colour * ambient - image) * (1 - clear[..., None])
+        taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
+        softness = 0.4 * thickness if nearness > 1 else 0.3 * thickness
+        drawn = draw(view, Strokes(centre, direction * size[:, None], opacity, thickness, softness, taper))
+        if drawn is not None:
+            clear *= 1 - drawn
+    image = added(image, brightness, 1 - clear, hiding)
     return image, {
         "angle_degrees": math.degrees(angle),
         "layers": layers,
@@ -60,7 +71,8 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "strength": strength,
         "length": length,
         "width": width,
-        "veil": veil,
+        "veil": mist,
         "airlight": [round(float(value), 4) for value in airlight],
-        "streak_brightness": streak_colour,
+        "streak_brightness": brightness,
+        "hiding": hiding,
     }

@@ -4,59 +4,69 @@ import math
 
 import numpy as np
 
-from restorevar.datamodules.degradations.depth import relative_depth
-from restorevar.datamodules.degradations.haze import airlight_colour, transmission
-from restorevar.datamodules.degradations.light import FloatImage
+from restorevar.datamodules.degradations.haze import airlight_colour, veil
+from restorevar.datamodules.degradations.light import FloatImage, veiled
 from restorevar.datamodules.degradations.particles import Strokes, draw
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
 
-# flake diameter (pixels at 512), number at full density, softness relative to the diameter
-_LAYERS = ((1.2, 2600, 0.3), (2.5, 700, 0.3), (5.0, 160, 0.35), (10.0, 30, 0.5))
+# flake diameter (pixels in 512 x 512), number at full density
+_LAYERS = ((1.5, 2600), (2.6, 800), (4.8, 190), (9.0, 40), (18.0, 8))
 
 
 def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """Flakes from far (tiny, many) to near (large, few, out of focus), moving, partly transparent, over a veil."""
     random = view.random("snow")
     angle = math.radians(random.normal(0, 30))
-    speed = random.uniform(0.2, 2.5)
-    scale = random.uniform(0.7, 1.5)
-    density = severity * random.uniform(0.4, 1.5)
-    strength = min(1.0, severity**0.5 * random.uniform(0.7, 1.2))
-    veil = severity**1.5 * random.uniform(0.0, 0.5)
+    speed = random.uniform(0.0, 1.0) ** 2 * 5
+    scale = random.uniform(0.8, 1.5)
     largest = int(random.integers(1, len(_LAYERS) + 1))
+    # fine snow is denser
+    density = severity * random.uniform(0.4, 1.6) * (2.0 if largest == 1 else 1.0)
+    strength = min(1.0, severity**0.4 * random.uniform(0.6, 1.2))
+    mist = severity * random.uniform(0.0, 0.7)
+    blur = random.uniform(0.15, 0.4)
     airlight = airlight_colour(view, random)
-    flake_colour = random.uniform(0.88, 1.0)
-    ambient = np.float32(view.illumination ** (1 / 2.2))
+    brightness = random.uniform(0.85, 1.0) * view.illumination ** (1 / 2.2)
 
     image = view.display()
-    if veil:
-        through = transmission(relative_depth(view), veil)[..., None]
-        image = airlight * ambient + (image - airlight * ambient) * through
+    if mist:
+        image = veil(view, image, mist, airlight)
     clear = np.ones(image.shape[:2], np.float32)
     height, width = view.size
-    for layer, (diameter, number, blur) in enumerate(_LAYERS[:largest]):
-        stream = view.random(f"flakes {layer}")
+    for layer, (diameter, number) in enumerate(_LAYERS[:largest]):
         diameter = diameter * scale * view.unit
-        border = 4 * diameter + 4
+        border = (4 + speed) * diameter + 4
         area = (height + 2 * border) * (width + 2 * border) / (512 * view.unit) ** 2
-        count, limit = int(number * density * area), int(number * 1.5 * area) + 1
-        centre = stream.uniform(-border, (width + border, height + border), (limit, 2))[:count]
-        tilt = angle + stream.normal(0, 0.25, limit)[:count]
-        size = 0.5 * speed * diameter * stream.uniform(0.2, 1.2, limit)[:count]
-        opacity = strength * stream.uniform(0.3, 1, limit)[:count] * (0.5 if layer == 3 else 1)
-        vector = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * size[:, None]
-        clear *= 1 - draw(view, Strokes(centre, vector, opacity, diameter, max(0.5, blur * diameter)))
-    image = image + (flake_colour * ambient - image) * (1 - clear[..., None])
-    return image, {
+        count = int(number * density * area)
+        # streams of their own: more severity adds flakes and moves none
+        centre = view.random(f"places {layer}").uniform(-border, (width + border, height + border), (count, 2))
+        tilt = angle + view.random(f"angles {layer}").normal(0, 0.3, count)
+        path = 0.5 * speed * diameter * view.random(f"speeds {layer}").uniform(0.3, 1.2, count)
+        opacity = (
+            strength * view.random(f"opacities {layer}").uniform(0.25, 1, count) * (1.0, 1.0, 1.0, 0.7, 0.4)[layer]
+        )
+        reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
+        thickness = diameter
+        if layer >= 1:
+            # a flake is a lump of crystals, not a disc
+            lumps = view.random(f"lumps {layer}").normal(0, 0.3 * diameter, (count, 3, 2))
+            centre = (centre[:, None] + lumps).reshape(-1, 2)
+            reach, opacity = reach.repeat(3, axis=0), opacity.repeat(3)
+            thickness = 0.6 * diameter
+        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, blur * diameter)))
+        if drawn is not None:
+            clear *= 1 - drawn
+    return veiled(image, np.full(3, brightness), clear), {
         "angle_degrees": math.degrees(angle),
         "speed": speed,
         "scale": scale,
         "density": density,
         "strength": strength,
         "largest_layer": largest,
-        "veil": veil,
+        "softness": blur,
+        "veil": mist,
         "airlight": [round(float(value), 4) for value in airlight],
-        "flake_brightness": flake_colour,
+        "flake_brightness": brightness,
     }

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -192,18 +192,25 @@ class View:
         window = self.window.grown(margin)
         first_row, first_column = window.top // _TILE, window.left // _TILE
         last_row, last_column = (window.top + window.height - 1) // _TILE, (window.left + window.width - 1) // _TILE
-        shape = ((last_row - first_row + 1) * _TILE, (last_column - first_column + 1) * _TILE, 3)
-        tiles = np.empty(shape, np.float32)
+        tiles = np.empty(((last_row - first_row + 1) * _TILE, (last_column - first_column + 1) * _TILE, 3), np.uint16)
         entropy = [self.seed, *self.stream, zlib.crc32(name.encode())]
         for row in range(first_row, last_row + 1):
             for column in range(first_column, last_column + 1):
                 # tiles left of and above the photo have negative numbers; SeedSequence wants none
                 sequence = np.random.SeedSequence([*entropy, row + (1 << 16), column + (1 << 16)])
-                tile = np.random.Generator(np.random.PCG64(sequence)).standard_normal((_TILE, _TILE, 3), np.float32)
+                raw = np.random.PCG64(sequence).random_raw(_TILE * _TILE * 3 // 4).astype("<u8", copy=False)
                 top, left = (row - first_row) * _TILE, (column - first_column) * _TILE
-                tiles[top : top + _TILE, left : left + _TILE] = tile
+                tiles[top : top + _TILE, left : left + _TILE] = raw.view("<u2").reshape(_TILE, _TILE, 3)
         top, left = window.top - first_row * _TILE, window.left - first_column * _TILE
-        return tiles[top : top + window.height, left : left + window.width]
+        return _normal_table()[tiles[top : top + window.height, left : left + window.width]]
+
+
+@cache
+def _normal_table() -> FloatImage:
+    """The normal distribution's quantiles for 16 uniform bits: four times faster than drawing normal numbers."""
+    from scipy.special import ndtri
+
+    return ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
 
 
 class DegradationFunction(Protocol):
