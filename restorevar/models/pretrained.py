@@ -15,7 +15,7 @@ import restorevar
 from restorevar.errors import UserError
 from restorevar.files import atomic_write, sha256
 from restorevar.models.config import RestoreVARConfig
-from restorevar.models.restorevar import RestoreVAR
+from restorevar.models.restorevar import RestoreVAR, in_float32_island
 
 __all__ = ["find_folder", "load", "read_config", "save", "shipped_models"]
 
@@ -125,17 +125,25 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
     return model.eval()
 
 
-def save(model: RestoreVAR, folder: str | os.PathLike[str], card: str | None = None) -> None:
+def save(
+    model: RestoreVAR, folder: str | os.PathLike[str], card: str | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Writes a model folder; ``config.json`` comes last, so a folder with one is complete.
 
     Args:
         model: The model.
         folder: Where to; created if needed. Files of a model already there are replaced.
         card: Text of the model card; None writes a short one, unless the folder has one already.
+        dtype: Store the weights outside the float32 island in this type, such as bfloat16 for half the size; None keeps
+            what they have.
     """
     folder = Path(folder)
     (folder / CONFIG).unlink(missing_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().to("cpu", dtype if dtype is not None and not in_float32_island(name) else value.dtype)
+        for name, value in model.state_dict().items()
+    }
+    weights = {name: value.contiguous() for name, value in weights.items()}
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     if card is not None or not (folder / CARD).exists():

@@ -22,7 +22,7 @@ from restorevar.models.transformer import ScaleTransformer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Generation", "RestoreVAR", "RollOut"]
+__all__ = ["Generation", "RestoreVAR", "RollOut", "in_float32_island"]
 
 
 @dataclass
@@ -57,6 +57,14 @@ class Generation:
     hidden: Tensor
     latent: Tensor
     refined_latent: Tensor
+
+
+FLOAT32_ISLAND = ("tokenizer.quant_conv.", "tokenizer.quantizer.", "transformer.head.")
+
+
+def in_float32_island(name: str) -> bool:
+    """Whether a weight stays float32 in a bfloat16 model: what decides between neighbouring tokens."""
+    return name.startswith(FLOAT32_ISLAND) or name.endswith(".log_scale")
 
 
 class RestoreVAR(nn.Module):
@@ -118,12 +126,8 @@ class RestoreVAR(nn.Module):
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise UserError(f"precision {dtype} is not supported; expected float32 or bfloat16 (float16 overflows)")
-        # channels-last is the faster layout in bfloat16; in float32 it gains little, and CPU group norms lose two digits
-        # in it (1e-5 of the value at 512 px), enough to change tokens
-        self.to(memory_format=torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format)
-        island = ("tokenizer.quant_conv", "tokenizer.quantizer", "transformer.head")
         for name, parameter in self.named_parameters():
-            if not name.startswith(island) and not name.endswith("log_scale"):
+            if not in_float32_island(name):
                 parameter.data = parameter.data.to(dtype)
         return self
 
@@ -171,10 +175,7 @@ class RestoreVAR(nn.Module):
             )
 
     def _prepared(self, image: Tensor) -> Tensor:
-        weight = self.tokenizer.encoder.conv_in.weight
-        # the layout follows the weights: both ways, or convolutions would turn each other's results round
-        layout = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
-        return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=layout)
+        return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
         """Autoregressive pass over all scales by argmax.
@@ -293,11 +294,13 @@ class RestoreVAR(nn.Module):
 
         return load(name_or_folder)
 
-    def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], card: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         """Writes a model folder; see :func:`restorevar.models.pretrained.save`."""
         from restorevar.models.pretrained import save
 
-        save(self, folder, card)
+        save(self, folder, card, dtype)
 
     @classmethod
     def from_published(
