@@ -41,6 +41,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
         sync(path.parent)
 
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint file, tensors and plain values only: a checkpoint from a stranger runs no code.
+
+        Args:
+            path: The file.
+            map_location: See `torch.load`.
+            weights_only: None means True.
+        """
+        return super().load_checkpoint(path, map_location, weights_only is not False)
+
 
 class NewestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/last.ckpt` of the run's folder up to date; `--ckpt_path last` finds it.

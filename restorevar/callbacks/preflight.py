@@ -108,7 +108,7 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     total = data.batch_size * trainer.world_size * accumulate
     rates = sorted({group["initial_lr"] for group in trainer.optimizers[0].param_groups if "initial_lr" in group})
     device = module.device.type
-    steps_of_epoch = max(int(trainer.num_training_batches) // accumulate, 1)
+    steps_of_epoch = max(module.epoch_batches() // accumulate, 1)
     lines = [
         f"{type(module).__name__} on {trainer.world_size} x {device}, {type(trainer.strategy).__name__},"
         f" precision {trainer.precision}",
@@ -116,13 +116,12 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
         f" frozen {frozen / 1e6:.2f} M parameters",
         f"  batch     {total} = {trainer.world_size} x {data.batch_size} x {accumulate} accumulated; highest learning"
         f" rate {', '.join(f'{rate:.3g}' for rate in rates)}",
-        f"  steps     {trainer.estimated_stepping_batches} in all, {steps_of_epoch} an epoch",
+        f"  steps     {module.total_steps} in all, {steps_of_epoch} an epoch",
     ]
-    sampler = getattr(trainer.train_dataloader, "epoch_sampler", None)
-    if sampler is not None:
-        kinds = ", ".join(f"{task.name} {task.share * sampler.length:.0f}" for task in sampler.tasks)
-        files = sum(sum(task.sizes) for task in sampler.tasks)
-        lines.append(f"  samples   {sampler.length} an epoch ({kinds}) from {files} entries")
+    # not the Trainer's loader: asking for that now would make Lightning forget a checkpoint's position in the data
+    sampler = data.train_dataloader().epoch_sampler
+    kinds = ", ".join(f"{task.name} {task.share * sampler.length:.0f}" for task in sampler.tasks)
+    lines.append(f"  samples   {sampler.length} an epoch: {kinds}")
     estimate = memory_estimate(trainer, module)
     there = available_memory(module.device)
     needed = sum(estimate.values())

@@ -78,7 +78,6 @@ class StageModule(L.LightningModule, ABC):
         """Builds the model once and freezes what this stage does not train."""
         if self._is_built:
             return
-        # the faster layout for training; RestoreVAR.set_precision says why models come in another
         self.model = self.build_model().to(memory_format=torch.channels_last)
         self._is_built = True
         self.model.requires_grad_(False)
@@ -97,23 +96,38 @@ class StageModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimizer over decay groups, and the schedule by optimizer steps."""
-        trainer = self.trainer
-        trainer.fit_loop.setup_data()  # estimated_stepping_batches alone does not where max_epochs is -1
-        accumulate = trainer.accumulate_grad_batches
-        self.total_steps = int(min(trainer.estimated_stepping_batches, 2**62))
-        if self.total_steps < 1 or self.total_steps == 2**62:
-            raise UserError("the run has no end; the schedule needs one: set trainer.max_epochs or trainer.max_steps")
-        epoch_steps = max(int(trainer.num_training_batches) // accumulate, 1)
+        accumulate = self.trainer.accumulate_grad_batches
+        batches = self.epoch_batches()
+        self.total_steps = planned_steps(self.trainer, batches)
+        epoch_steps = max(batches // accumulate, 1)
         rate = 1.0
         if self.reference_batch is not None:
-            batch = cast(Any, trainer).datamodule.batch_size * trainer.world_size * accumulate
+            batch = cast(Any, self.trainer).datamodule.batch_size * self.trainer.world_size * accumulate
             rate = batch / self.reference_batch
         groups = parameter_groups(self.trained_modules(), self.scalar_rate_multiplier)
         optimizer = self.optimizer(cast(Iterable[Any], groups))
         scheduler = apply_schedule(optimizer, self.schedule, self.total_steps, epoch_steps, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def epoch_batches(self) -> int:
+        """Batches of an epoch on this process.
+
+        `trainer.num_training_batches` is not known this early, and asking `trainer.estimated_stepping_batches` would
+        make Lightning set up the data before it has read a checkpoint, whose position in the data it then ignores.
+        """
+        batches = len(cast(Any, self.trainer).datamodule.train_dataloader())
+        limit = cast(Any, self.trainer).limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
     # ------------------------------------------------------------------ steps
+    def on_train_batch_start(self, batch: RestorationBatch, batch_idx: int) -> None:
+        """Seeds drop path and the like from (seed, epoch, batch, process).
+
+        A resumed run draws what an uninterrupted one would have drawn, and nothing about random states need be saved.
+        """
+        numbers = (cast(Any, self.trainer).datamodule.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(zlib.crc32(" ".join(map(str, numbers)).encode()))
+
     def check_batch(self, batch: RestorationBatch) -> None:
         """Refuses photos of a size that is not the model's.
 
@@ -207,6 +221,28 @@ class StageModule(L.LightningModule, ABC):
             log |= {f"val/{name}": means[degraded, column].mean().float() for column, name in enumerate(SCORES)}
             log["val/gain"] = (means[degraded, 0] - means[degraded, -1]).mean().float()
         self.log_dict(log)
+
+
+def planned_steps(trainer: L.Trainer, epoch_batches: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        trainer: Says when it ends.
+        epoch_batches: Batches of an epoch on one process.
+
+    Raises:
+        UserError: If it never does, or an epoch has no batch.
+    """
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    bounds = [steps] if steps >= 0 else []
+    if epochs is not None and epochs >= 0:
+        bounds.append(epochs * -(-epoch_batches // trainer.accumulate_grad_batches))
+    if not bounds or min(bounds) < 1:
+        raise UserError(
+            f"the run has {min(bounds) if bounds else 'endless'} optimizer steps; the schedule needs an end: set"
+            " trainer.max_epochs or trainer.max_steps"
+        )
+    return min(bounds)
 
 
 def grow(

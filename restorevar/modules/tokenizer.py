@@ -74,6 +74,7 @@ class TokenizerModule(StageModule):
         self.discriminator: PatchDiscriminator | None = None
         self.codebook_use: CodebookUse | None = None
         self._candidates: Tensor | None = None
+        self._restarted: int | None = None
 
     # ------------------------------------------------------------------ set-up
     def build_model(self) -> RestoreVAR:
@@ -227,24 +228,35 @@ class TokenizerModule(StageModule):
         chosen = torch.randint(len(residuals), (number,), generator=generator)
         return residuals[chosen.to(residuals.device)]
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Restarts dead entries right after the step that ends a window, so that every checkpoint has seen it.
+
+        Callbacks that save run before this module's own `on_train_batch_end`.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self._candidates is not None:
+            self._restart_dead_codes(self._candidates, self.global_step + 1)  # this step is not counted yet
+            self._candidates = None
+
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: RestorationBatch, batch_idx: int) -> None:
-        """Restarts dead entries at the end of a window."""
-        if self._candidates is None or self.codebook is None or self.codebook_use is None:
-            return
-        step = self.global_step
-        if not self._restart_is_due(step):  # in the middle of an accumulation
-            return
-        candidates = cast(Tensor, self.all_gather(self._candidates)).reshape(-1, self._candidates.shape[-1])
-        self._candidates = None
+    def _restart_dead_codes(self, candidates: Tensor, step: int) -> None:
+        assert self.codebook is not None
+        assert self.codebook_use is not None
+        gathered = cast(Tensor, self.all_gather(candidates)).reshape(-1, candidates.shape[-1])
         codebook = self.model.tokenizer.quantizer.codebook
         dead = self.codebook_use.dead(self.codebook.restart_below)
-        restarted = restart_codes(codebook, dead, candidates, torch.Generator().manual_seed(step))
+        restarted = restart_codes(codebook, dead, gathered, torch.Generator().manual_seed(step))
         self._share_codebook()
         self.codebook_use.reset()
         if restarted:
             self._forget_momentum(codebook.weight, dead)
-        self.log("codebook/restarted", float(restarted))
+        self._restarted = restarted
+
+    def on_train_batch_end(self, outputs: Any, batch: RestorationBatch, batch_idx: int) -> None:
+        """Logs how many entries were restarted."""
+        if self._restarted is not None:
+            self.log("codebook/restarted", float(self._restarted))
+            self._restarted = None
 
     def _forget_momentum(self, weight: Tensor, rows: Tensor) -> None:
         """A restarted entry must not be pushed on by its old place's gradients."""

@@ -79,7 +79,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
         Args:
             checkpoint_path: The folder; if a run was killed while it was being replaced, the one before it is taken.
-            weights_only: Passed to `torch.load`.
+            weights_only: None means True.
 
         Returns:
             What is not weights or optimizer states; those have been loaded into the model.
@@ -87,7 +87,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(checkpoint_path)
         if not path.exists() and previous_of(path).exists():
             path = previous_of(path)
-        return super().load_checkpoint(path, weights_only)
+        return super().load_checkpoint(path, weights_only is not False)
 
     def remove_checkpoint(self, filepath: str | os.PathLike[str]) -> None:
         """Removes a checkpoint folder or file."""
