@@ -35,7 +35,8 @@ class _Restored(Protocol):
 class PhotoModel(Protocol):
     """What a model must offer to restore photos.
 
-    Optional: `device` (default: CPU); `set_scales` with `scales`, without which only the model's own tile size works.
+    Optional: `device` (default: CPU); `set_scales` with `scales`, without which only the model's own tile size works;
+    `resolve_fidelity`, which checks a fidelity.
     """
 
     @property
@@ -85,6 +86,8 @@ class Restorer:
             raise UserError(f"global correction '{global_correction}' is unknown; expected one of: {words}")
         if fidelity is not None and not 0 <= fidelity <= 1:
             raise UserError(f"fidelity is {fidelity}; expected a number from 0 (method only) to 1 (most of the input)")
+        if hasattr(model, "resolve_fidelity"):
+            model.resolve_fidelity(fidelity)
         self.model = model
         self.fidelity = fidelity
         self.color_fix: ColorFix = color_fix

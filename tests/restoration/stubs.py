@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from restorevar.models import RestoreVAR, RestoreVARConfig
+from restorevar.models.config import RefinerConfig, TokenizerConfig, TransformerConfig
+
 
 @dataclass
 class StubModel:
@@ -39,3 +42,18 @@ def random_gain(seed: int = 0) -> Callable[[Tensor], Tensor]:
         return tiles * (0.7 + 0.7 * torch.rand(len(tiles), 1, 1, 1, generator=generator))
 
     return scale
+
+
+def tiny_model(refiner="attention"):
+    """A real model of 32 px with random weights."""
+    torch.manual_seed(0)
+    tokenizer = TokenizerConfig(
+        base_channels=8, channel_multipliers=(1, 2), latent_channels=4, vocabulary_size=16, stem_patch=2, norm_groups=4
+    )
+    config = RestoreVARConfig(
+        scales=(1, 2, 4, 8),
+        tokenizer=tokenizer,
+        transformer=TransformerConfig(depth=1, width=16, heads=2, gain_init=1.0),
+        refiner=RefinerConfig(kind=refiner, width=16, heads=2, mlp_width=16, depth=1),
+    )
+    return RestoreVAR(config).eval()

@@ -1,0 +1,247 @@
+"""Many photo files: what to restore, where each result goes, what is done already."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from restorevar.errors import UserError
+from restorevar.restoration.photo import SUFFIXES, read_photo, write_photo
+from restorevar.restoration.restorer import Restorer
+
+__all__ = ["RECORD", "FolderProgress", "Job", "Outcome", "Record", "pixel_count", "plan_jobs", "run_jobs"]
+
+RECORD = ".restorevar.jsonl"
+"""Lies in the output folder and tells which results are complete and how they were made. Safe to delete."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to restore.
+
+    Attributes:
+        source: The given file.
+        result: The file to write.
+    """
+
+    source: Path
+    result: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run over many files ended.
+
+    Attributes:
+        restored: Number of files written.
+        skipped: Number of files that were done already.
+        errors: One line for each file that failed.
+    """
+
+    restored: int
+    skipped: int
+    errors: tuple[str, ...]
+
+
+class FolderProgress(Protocol):
+    """What is shown while a folder is worked through."""
+
+    def begin(self, job: Job, number: int) -> None:
+        """Photo ``number`` (from 0) is begun."""
+
+    def advance(self, pixels: float) -> None:
+        """So many pixels of it were done."""
+
+    def end(self, job: Job, number: int) -> None:
+        """It is done, skipped or failed."""
+
+    def message(self, line: str) -> None:
+        """Something to tell."""
+
+
+def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
+    """Finds the photos and where their results go, and refuses what could lose a file.
+
+    A file's result keeps its name; a folder's sub-folders are mirrored. Hidden files, files of other kinds and an
+    output folder inside an input folder are left out.
+
+    Args:
+        paths: Photo files and folders.
+        output: The output folder; need not exist.
+
+    Returns:
+        One job a photo, in the order given and sorted within folders.
+
+    Raises:
+        UserError: If a path does not exist, nothing is found, two photos would share one result, or a result would
+            replace a given photo.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"the output {output} is a file; expected a folder (or a name that is free)")
+    jobs: dict[Path, Job] = {}
+    for path in paths:
+        if path.is_dir():
+            found = [(file, output / file.relative_to(path)) for file in _photos_in(path, output)]
+        elif path.exists():
+            found = [(path, output / path.name)]
+        else:
+            raise UserError(f"{path}: no such file or folder")
+        for source, result in found:
+            jobs.setdefault(source.resolve(), Job(source, result))
+    if not jobs:
+        names = ", ".join(str(path) for path in paths)
+        raise UserError(f"no photos in {names}; expected files ending in {' '.join(sorted(SUFFIXES))}")
+    results: dict[Path, Job] = {}
+    for job in jobs.values():
+        target = job.result.parent.resolve() / job.result.name
+        if target in jobs:
+            raise UserError(
+                f"the result of {job.source} would replace the photo {target}; choose another output folder"
+            )
+        if target in results:
+            raise UserError(
+                f"{results[target].source} and {job.source} would both become {job.result}; "
+                "restore them into different output folders"
+            )
+        results[target] = job
+    return list(jobs.values())
+
+
+def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
+    skipped = output.resolve()
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != skipped)
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield here / name
+
+
+class Record:
+    """Remembers in the output folder which results are complete and how they were made.
+
+    One JSON object a line; the last one about a result counts. A result is claimed before it is written and entered
+    once it is complete, so an interrupted run is never mistaken for somebody else's file.
+
+    Args:
+        output: The output folder.
+        made_by: Model and settings; results made otherwise are made again.
+    """
+
+    def __init__(self, output: Path, made_by: dict[str, Any]) -> None:
+        self._path = output / RECORD
+        self._output = output
+        self._made_by = made_by
+        self._entries: dict[str, dict[str, Any]] = {}
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                self._entries[entry["result"]] = entry
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut short by a crash
+
+    def is_ours(self, job: Job) -> bool:
+        """Whether the file where the result goes was written, or begun, by an earlier run and not changed since."""
+        entry = self._entries.get(self._name(job))
+        return entry is not None and entry.get("bytes") in (None, job.result.stat().st_size)
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the result is there, whole, from the same photo, model and settings."""
+        try:
+            return self._entries.get(self._name(job)) == self._entry(job)
+        except OSError:
+            return False
+
+    def claim(self, job: Job) -> None:
+        """To be called before the result is written."""
+        self._append({"result": self._name(job)})
+
+    def enter(self, job: Job) -> None:
+        """To be called once the result is complete."""
+        self._append(self._entry(job))
+
+    def _name(self, job: Job) -> str:
+        return job.result.relative_to(self._output).as_posix()
+
+    def _entry(self, job: Job) -> dict[str, Any]:
+        source, result = job.source.stat(), job.result.stat()
+        return {
+            "result": self._name(job),
+            "bytes": result.st_size,
+            "source": [source.st_size, source.st_mtime_ns],
+            "made_by": self._made_by,
+        }
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._entries[entry["result"]] = entry
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def pixel_count(path: Path) -> int:
+    """Pixels of a photo by its header; 0 where it cannot be told."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.width * image.height
+    except Exception:  # reported when its turn comes
+        return 0
+
+
+def run_jobs(
+    jobs: Iterable[Job], restorer: Restorer, record: Record, progress: FolderProgress, overwrite: bool = False
+) -> Outcome:
+    """Restores files one after the other; one that fails does not stop the rest.
+
+    Args:
+        jobs: From :func:`plan_jobs`.
+        restorer: Model and options.
+        record: What is done already.
+        progress: Shown while it runs.
+        overwrite: Make results again that are done, and replace files that are not ours.
+    """
+    restored, skipped = 0, 0
+    errors = []
+    for number, job in enumerate(jobs):
+        progress.begin(job, number)
+        try:
+            if not overwrite and record.is_done(job):
+                skipped += 1
+            elif not overwrite and job.result.exists() and not record.is_ours(job):
+                raise UserError(
+                    f"{job.result} exists and is not (or no longer) a result of ours; --overwrite replaces it"
+                )
+            else:
+                _restore_file(job, restorer, record, progress)
+                restored += 1
+        except (UserError, OSError, MemoryError) as error:
+            text = str(error) or type(error).__name__
+            line = text if str(job.source) in text else f"{job.source}: {text}"
+            errors.append(line)
+            progress.message(f"error: {line}")
+        progress.end(job, number)
+    return Outcome(restored, skipped, tuple(errors))
+
+
+def _restore_file(job: Job, restorer: Restorer, record: Record, progress: FolderProgress) -> None:
+    photo = read_photo(job.source)
+    for line in photo.notes:
+        progress.message(f"note: {job.source}: {line}")
+    count = photo.pixels.shape[0] * photo.pixels.shape[1]
+    pixels = restorer.restore(photo.pixels, lambda share: progress.advance(share * count))
+    photo = replace(photo, pixels=pixels)
+    del pixels
+    record.claim(job)
+    write_photo(job.result, photo)
+    record.enter(job)

@@ -1,0 +1,205 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorevar.errors import UserError
+from restorevar.restoration.folder import RECORD, Record, plan_jobs, run_jobs
+from restorevar.restoration.restorer import Restorer
+from tests.restoration.stubs import StubModel
+
+
+class Silence:
+    def __init__(self):
+        self.lines, self.pixels = [], 0.0
+
+    def begin(self, job, number): ...
+
+    def end(self, job, number): ...
+
+    def advance(self, pixels):
+        self.pixels += pixels
+
+    def message(self, line):
+        self.lines.append(line)
+
+
+def save(path, size=(20, 10), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(paths, output, model=None, made_by=None, overwrite=False):
+    progress = Silence()
+    record = Record(output, made_by or {"model": "a"})
+    outcome = run_jobs(plan_jobs(paths, output), Restorer(model or StubModel()), record, progress, overwrite)
+    return outcome, progress
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_sub_folders_are_mirrored_and_other_files_left_out(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("a.jpg", "a.png", "sub/b.PNG", "sub/deep/c.tif", ".hidden.png", ".git/d.png"):
+        save(photos / name)
+    (photos / "notes.txt").write_text("x")
+    outcome, progress = run([photos], tmp_path / "out")
+    assert names(tmp_path / "out") == [RECORD, "a.jpg", "a.png", "sub/b.PNG", "sub/deep/c.tif"]
+    assert outcome.restored == 4
+    assert progress.pixels == pytest.approx(4 * 200)
+
+
+def test_an_output_folder_inside_the_input_is_skipped(tmp_path):
+    save(tmp_path / "a.png")
+    for _ in range(2):
+        run([tmp_path], tmp_path / "restored")
+    assert names(tmp_path / "restored") == [RECORD, "a.png"]
+
+
+def test_two_photos_for_one_result_are_refused_before_anything_is_done(tmp_path):
+    save(tmp_path / "one/a.png")
+    save(tmp_path / "two/a.png")
+    with pytest.raises(UserError, match="would both become"):
+        plan_jobs([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_named_twice_is_restored_once(tmp_path):
+    photo = save(tmp_path / "photos/a.png")
+    assert len(plan_jobs([photo, tmp_path / "photos", photo], tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("way", ["same folder", "link"])
+def test_an_input_is_never_replaced(tmp_path, way):
+    photo = save(tmp_path / "photos/a.png")
+    output = photo.parent
+    if way == "link":
+        output = tmp_path / "link"
+        output.symlink_to(photo.parent)
+    with pytest.raises(UserError, match="would replace the photo"):
+        plan_jobs([photo], output)
+
+
+def test_missing_paths_empty_folders_and_files_as_output_are_short_errors(tmp_path):
+    photo = save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    for paths, output, words in (
+        ([photo, tmp_path / "gone.png"], tmp_path / "out", "gone.png: no such file"),
+        ([tmp_path / "empty"], tmp_path / "out", "no photos in"),
+        ([photo], photo, "is a file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            plan_jobs(paths, output)
+
+
+def test_done_files_are_skipped_until_photo_model_settings_or_result_change(tmp_path):
+    photo = save(tmp_path / "photos/a.png")
+    output = tmp_path / "out"
+
+    def restored(made_by=None, overwrite=False):
+        outcome, _ = run([photo.parent], output, made_by=made_by, overwrite=overwrite)
+        assert outcome.restored + outcome.skipped == 1
+        return outcome.restored == 1
+
+    assert restored()
+    assert not restored()
+    assert restored(overwrite=True)
+    assert restored({"model": "b"})
+    assert not restored({"model": "b"})
+    save(photo, seed=5)
+    assert restored({"model": "b"})
+    (output / "a.png").unlink()
+    assert restored({"model": "b"})
+    assert not restored({"model": "b"})
+
+
+def test_a_crash_while_writing_is_mended_by_the_next_run(tmp_path):
+    photo = save(tmp_path / "photos/a.png")
+    output = tmp_path / "out"
+    run([photo], output)
+    lines = (output / RECORD).read_text().splitlines()
+    (output / RECORD).write_text(lines[0] + "\n" + lines[1][:20])  # claimed, then cut short
+    outcome, _ = run([photo], output)
+    assert outcome.restored == 1
+    assert not outcome.errors
+
+
+def test_a_file_that_is_not_ours_is_kept(tmp_path):
+    photo, other = save(tmp_path / "photos/a.png"), save(tmp_path / "out/a.png", seed=9)
+    content = other.read_bytes()
+    outcome, _ = run([photo], tmp_path / "out")
+    assert "not (or no longer) a result of ours" in outcome.errors[0]
+    assert other.read_bytes() == content
+    assert run([photo], tmp_path / "out", overwrite=True)[0].restored == 1
+    assert other.read_bytes() != content
+    other.write_bytes(content + b"edited")
+    assert run([photo], tmp_path / "out", made_by={"model": "b"})[0].errors
+
+
+def test_deleting_the_record_loses_nothing(tmp_path):
+    photo = save(tmp_path / "photos/a.png")
+    run([photo], tmp_path / "out")
+    (tmp_path / "out" / RECORD).unlink()
+    outcome, _ = run([photo], tmp_path / "out")
+    assert outcome.errors
+    assert names(tmp_path / "out") == ["a.png"]
+
+
+def test_one_bad_photo_does_not_stop_the_rest(tmp_path):
+    for name in ("a.png", "c.png"):
+        save(tmp_path / "photos" / name)
+    (tmp_path / "photos/b.png").write_bytes((tmp_path / "photos/a.png").read_bytes()[:-100])
+    outcome, progress = run([tmp_path / "photos"], tmp_path / "out")
+    assert outcome.restored == 2
+    assert len(outcome.errors) == 1
+    assert "b.png: damaged or truncated" in outcome.errors[0]
+    assert outcome.errors[0] in progress.lines[0]
+    assert names(tmp_path / "out") == [RECORD, "a.png", "c.png"]
+
+
+@pytest.mark.parametrize("when", ["restoring", "writing"])
+def test_an_interruption_leaves_nothing_partial(tmp_path, monkeypatch, when):
+    save(tmp_path / "photos/a.png")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    model = StubModel(interrupt) if when == "restoring" else StubModel()
+    if when == "writing":
+        monkeypatch.setattr("restorevar.restoration.photo._write_8", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run([tmp_path / "photos"], tmp_path / "out", model)
+    record = ["out/" + RECORD] if when == "writing" else []  # only claimed
+    assert names(tmp_path) == [*record, "photos/a.png"]
+    monkeypatch.undo()
+    assert run([tmp_path / "photos"], tmp_path / "out")[0].restored == 1
+
+
+def test_a_full_disk_is_an_error_of_that_file(tmp_path, monkeypatch):
+    save(tmp_path / "photos/a.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("restorevar.restoration.photo._write_8", full)
+    outcome, _ = run([tmp_path / "photos"], tmp_path / "out")
+    assert "No space left" in outcome.errors[0]
+    assert names(tmp_path / "out") == [RECORD]
+
+
+def test_notes_are_passed_on(tmp_path):
+    Image.new("CMYK", (8, 6)).save(tmp_path / "a.jpg")
+    _, progress = run([tmp_path / "a.jpg"], tmp_path / "out")
+    assert any("CMYK" in line for line in progress.lines)
+
+
+def test_the_record_is_one_object_a_line(tmp_path):
+    save(tmp_path / "photos/a.png")
+    run([tmp_path / "photos"], tmp_path / "out")
+    entries = [json.loads(line) for line in (tmp_path / "out" / RECORD).read_text().splitlines()]
+    assert entries[-1]["made_by"] == {"model": "a"}

@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from restorevar.errors import UserError
+from restorevar.restoration.restorer import Restorer, restore_photo
+from tests.restoration.stubs import StubModel, tiny_model
+
+
+def brighten(tiles):
+    return (tiles * 1.25 + 0.02).clamp(0, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"]),
+    st.integers(1, 90),
+    st.integers(1, 90),
+)
+def test_an_image_comes_back_as_an_image_of_its_size_and_kind(mode, height, width):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 250)
+    else:
+        image = Image.fromarray(values).convert(mode)
+    restored = restore_photo(StubModel(), image)
+    expected = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}.get(mode, mode)
+    assert restored.mode == expected
+    assert restored.size == image.size
+    reference = image if mode == "I;16" else image.convert(expected)
+    np.testing.assert_array_equal(np.asarray(restored), np.asarray(reference))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(70, 90), (70, 90, 1), (70, 90, 2), (70, 90, 3), (70, 90, 4)])
+def test_an_array_comes_back_with_its_shape_type_and_alpha(shape, dtype):
+    values = np.random.default_rng(0).random(shape)
+    limit = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1
+    photo = (values * limit).astype(dtype)
+    restored = restore_photo(StubModel(brighten), photo, global_correction="off")
+    assert restored.shape == shape
+    assert restored.dtype == dtype
+    colours = {2: 1, 4: 3}.get(shape[-1] if len(shape) == 3 else 0)
+    if colours:
+        np.testing.assert_array_equal(restored[..., colours:], photo[..., colours:])
+    expected = np.clip(photo[..., :colours].astype(float) / limit * 1.25 + 0.02, 0, 1)
+    np.testing.assert_allclose(restored[..., :colours].astype(float) / limit, expected, atol=3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 70, 90), (2, 3, 70, 30)])
+def test_a_tensor_comes_back_with_its_shape_and_type(shape, dtype):
+    torch.manual_seed(0)
+    photo = torch.rand(shape)
+    photo = (photo * 255).to(dtype) if dtype == torch.uint8 else photo.to(dtype)
+    restored = restore_photo(StubModel(), photo)
+    assert restored.shape == photo.shape
+    torch.testing.assert_close(restored, photo, atol=1e-6, rtol=0)
+
+
+def test_fidelity_reaches_the_model():
+    model = StubModel()
+    restore_photo(model, np.zeros((8, 8, 3), np.uint8), fidelity=0.5)
+    assert model.fidelities == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tile": 0}, "tile is 0"),
+        ({"tile": 100}, "own size"),
+        ({"overlap": -1}, "overlap is -1"),
+        ({"overlap": 33}, "0 to 32"),
+        ({"fidelity": 1.5}, "fidelity is 1.5"),
+        ({"color_fix": "mena"}, "expected one of: none, mean, wavelet"),
+        ({"global_correction": "maybe"}, "auto, on, off"),
+    ],
+)
+def test_wrong_options_are_short_errors(options, words):
+    with pytest.raises(UserError, match=words):
+        restore_photo(StubModel(), np.zeros((8, 8, 3), np.uint8), **options)
+
+
+@pytest.mark.parametrize(
+    ("photo", "words"),
+    [
+        (np.zeros((8, 8, 5), np.uint8), "shape"),
+        (np.zeros((0, 8, 3), np.uint8), "none of them 0"),
+        (np.zeros((8, 8, 3), np.int32), "int32"),
+        (np.full((8, 8, 3), 3.0), r"expected \[0, 1\]"),
+        (np.full((8, 8, 3), np.nan), "nan"),
+        (torch.zeros(8, 8, 3), r"\(3, H, W\)"),
+        (Image.new("F", (8, 8)), "mode F"),
+        ("photo.jpg", "str"),
+    ],
+)
+def test_wrong_photos_are_short_errors(photo, words):
+    with pytest.raises(UserError, match=words):
+        restore_photo(StubModel(), photo)
+
+
+def test_out_of_memory_is_met_once_with_fewer_tiles():
+    notes = []
+
+    def small_batches_only(tiles):
+        if len(tiles) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tiles
+
+    model = StubModel(small_batches_only)
+    photo = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    restorer = Restorer(model, note=notes.append, global_correction="off")
+    np.testing.assert_array_equal(restorer.restore(photo), photo)
+    assert len(notes) == 1
+    assert "one at a time" in notes[0]
+    restorer.restore(photo)
+    assert len(notes) == 1
+
+
+def test_out_of_memory_with_a_single_tile_is_a_short_error():
+    def never(tiles):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(UserError, match="no smaller size"):
+        restore_photo(StubModel(never), np.zeros((8, 8, 3), np.uint8))
+
+
+def test_out_of_memory_with_a_single_tile_is_met_with_a_smaller_one(monkeypatch):
+    model, notes = tiny_model(), []
+    generate = model.generate
+
+    def limited(tiles, fidelity=None):
+        if tiles.shape[-1] > 16:
+            raise MemoryError
+        return generate(tiles, fidelity)
+
+    monkeypatch.setattr(model, "generate", limited)
+    restored = restore_photo(model, np.zeros((40, 40, 3), np.uint8), note=notes.append)
+    assert restored.shape == (40, 40, 3)
+    assert "16 px" in notes[0]
+
+
+@pytest.mark.parametrize("refiner", ["attention", "convolution"])
+def test_another_size_of_tile_leaves_the_model_as_it_was(refiner):
+    model = tiny_model(refiner)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    own = model.restore(photo)
+    other = model.restore(photo, tile=48)
+    assert other.shape == own.shape
+    assert (other != own).any()
+    assert model.image_size == (32, 32)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert not value.is_inference()
+    np.testing.assert_array_equal(model.restore(photo), own)
+    with pytest.raises(UserError, match="multiple of 4"):
+        model.restore(photo, tile=50)
+
+
+def test_the_real_model_restores_alike_with_and_without_neighbours_in_the_batch():
+    model = tiny_model()
+    photo = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    assert model.restore(photo).shape == (60, 60, 3)
+    one = Restorer(model)
+    one._batch_limit = 1
+    assert np.abs(one.restore(photo).astype(int) - model.restore(photo)).max() <= 1
