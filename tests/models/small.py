@@ -46,12 +46,16 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("codebook.weight"):
+            if name.endswith("log_scale"):
+                parameter.copy_(1.4 + 0.1 * drawn)
+            elif name.endswith("codebook.weight"):
                 parameter.copy_(drawn)
-            elif parameter.dim() >= 2 and not name.endswith("log_scale"):
+            elif parameter.dim() >= 2:
                 parameter.copy_(drawn / parameter[0].numel() ** 0.5)
+            elif name.endswith(("weight", "gain")):
+                parameter.copy_(1 + 0.1 * drawn)
             else:
-                parameter.add_(0.1 * drawn)
+                parameter.copy_(0.1 * drawn)
 
 
 def small_model(seed: int = 0, **changes: Any) -> RestoreVAR:
