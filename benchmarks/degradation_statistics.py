@@ -57,7 +57,7 @@ def main() -> None:
             ours.append(measure(made, clean))
     theirs, ours = np.array(theirs), np.array(ours)
     print(f"{arguments.folder.name}: {len(theirs)} pairs; {arguments.kind}: {len(ours)} made\n")
-    print(
+    print("| measure | theirs: range (median) | ours: 2nd to 98th percentile (median) | theirs inside | median fits |")
         "| measure | theirs: range (median) | ours: 2nd to 98th percentile (median) | theirs inside | median inside |"
     )
     print("|---|---|---|---|---|")

@@ -1,7 +1,10 @@
 """Distance of every pixel: from a given map, or guessed from the photo itself."""
 
+from typing import Any
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from restorevar.datamodules.degradations.light import FloatImage, darkest_channel
 from restorevar.datamodules.degradations.view import View
@@ -34,7 +37,7 @@ def relative_depth(view: View) -> FloatImage:
 
 
 def _luminance(image: FloatImage) -> FloatImage:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
 
 
 def _coarse_depth(view: View) -> FloatImage:
@@ -75,8 +78,8 @@ def _guided(view: View, depth: FloatImage) -> tuple[FloatImage, FloatImage]:
     """Coarse slope and offset of depth as a linear function of luminance."""
     grey = _luminance(view.thumbnail)
 
-    def mean(values: FloatImage) -> FloatImage:
-        return cv2.blur(values, (7, 7), borderType=cv2.BORDER_REFLECT)
+    def mean(values: NDArray[Any]) -> FloatImage:
+        return np.asarray(cv2.blur(values, (7, 7), borderType=cv2.BORDER_REFLECT), np.float32)
 
     grey_mean, depth_mean = mean(grey), mean(depth)
     variance = mean(grey * grey) - grey_mean * grey_mean

@@ -12,7 +12,7 @@ __all__ = ["airlight_colour", "haze", "transmission", "veil"]
 
 def transmission(depth: FloatImage, beta: float) -> FloatImage:
     """exp(-beta depth), the share of light that reaches the camera."""
-    return cv2.exp(depth * np.float32(-beta))
+    return np.asarray(cv2.exp(depth * np.float32(-beta)), np.float32)
 
 
 def airlight_colour(view: View, random: np.random.Generator) -> FloatImage:

@@ -1,6 +1,7 @@
 """Display values (sRGB) to linear light and back, by table: fast, and the same on every machine."""
 
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 __all__ = [
     "FloatImage",
     "added",
-    "display_to_linear",
     "darkest_channel",
+    "display_to_linear",
     "linear_to_display",
     "scaled",
     "to_uint8",
@@ -50,10 +51,10 @@ def uint8_to_linear(image: NDArray[np.uint8]) -> FloatImage:
     return cv2.LUT(image, _table("linear")).astype(np.float32, copy=False)
 
 
-def _rescale(image: FloatImage, factor: float, depth: int) -> NDArray[np.generic]:
+def _rescale(image: FloatImage, factor: float, depth: int) -> NDArray[Any]:
     # OpenCV takes a scalar for the first channel only, hence the flat view; it rounds and saturates
     flat = np.ascontiguousarray(image, dtype=np.float32).reshape(image.shape[0], -1)
-    return cv2.multiply(flat, factor, dtype=depth).reshape(image.shape)
+    return np.asarray(cv2.multiply(flat, factor, dtype=depth)).reshape(image.shape)  # type: ignore[call-overload]
 
 
 def display_to_linear(image: FloatImage) -> FloatImage:
@@ -68,14 +69,14 @@ def linear_to_display(image: FloatImage) -> FloatImage:
 
 def to_uint8(image: FloatImage) -> NDArray[np.uint8]:
     """float32 display values to uint8, rounded and clipped."""
-    return _rescale(image, 255, cv2.CV_8U).astype(np.uint8, copy=False)
+    return np.asarray(_rescale(image, 255, cv2.CV_8U), np.uint8)
 
 
 def darkest_channel(image: FloatImage) -> FloatImage:
     """(H, W, 3) to (H, W): the least of the three."""
     # NumPy is slow where the innermost axis has three elements
     red, green, blue = cv2.split(image)
-    return cv2.min(cv2.min(red, green), blue)
+    return np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
 
 
 def scaled(image: FloatImage, factor: FloatImage) -> FloatImage:

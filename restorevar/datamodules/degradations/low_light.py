@@ -48,14 +48,14 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         normal = view.noise("electrons", _MARGIN)
         # Poisson by its normal approximation with the first skewness term, plus the amplifier's noise
         electrons += np.float32(read_noise**2)
-        noise = cv2.sqrt(electrons)
+        noise = np.asarray(cv2.sqrt(electrons), np.float32)
         noise += normal * np.float32(1 / 6)
         noise *= normal
         noise -= np.float32(1 / 6)
         if grain > 0.3:
             # neighbouring pixels share noise after demosaicing and the camera's own smoothing
             size = 2 * _MARGIN + 1
-            noise = cv2.GaussianBlur(noise, (size, size), grain) * np.float32(1 + grain)
+            noise = np.asarray(cv2.GaussianBlur(noise, (size, size), grain), np.float32) * np.float32(1 + grain)
         # raw values are whole steps; below black there is nothing
         step = np.float32(severity / 2**bits)
         noise *= 1 / scale

@@ -1,6 +1,7 @@
 """Motion blur: a camera that moves during the exposure."""
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -72,19 +73,36 @@ def _average_shifts(light: FloatImage, kernel: list[tuple[int, int, float]], mar
     return blurred
 
 
-def _average_turns(light: FloatImage, origin: tuple[float, float], turn: float, zoom: float, steps: int) -> FloatImage:
-    """Averages 2**steps stages of a rotation and zoom about ``origin`` (x, y): each pass doubles their number."""
-    for step in range(steps):
-        share = 2.0**step / 2**steps
+def _average_turns(
+    light: FloatImage, corner: tuple[int, int], centre: tuple[float, float], turn: float, zoom: float, passes: int
+) -> FloatImage:
+    """Averages 2**passes stages of a rotation and zoom about a centre: each pass doubles their number.
+
+    Args:
+        light: (h, w, 3).
+        corner: Where in the photo its first pixel lies: x, y.
+        centre: x, y in the photo.
+        turn: In radians.
+        zoom: Logarithm of the scale.
+        passes: How often the number is doubled.
+    """
+    x = np.arange(light.shape[1]) + corner[0] - centre[0]
+    y = np.arange(light.shape[0]) + corner[1] - centre[1]
+    for number in range(passes):
+        share = 2.0 ** (number - passes)
         scale = math.exp(zoom * share)
         cosine, sine = scale * math.cos(turn * share), scale * math.sin(turn * share)
-        x, y = origin
-        matrix = np.array([[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
-        turned = cv2.warpAffine(
-            light, matrix, light.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        light = (light + turned) * np.float32(0.5)
+        # OpenCV reads at 32nds of a pixel: rounded here in the photo's coordinates, so that every window reads alike
+        along_x, across_x = _to_32nds(cosine * x + centre[0]) - corner[0], _to_32nds(-sine * y)
+        along_y, across_y = _to_32nds(cosine * y + centre[1]) - corner[1], _to_32nds(sine * x)
+        map_x, map_y = across_x[:, None] + along_x, along_y[:, None] + across_y
+        turned = cv2.remap(light, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        light = np.asarray(cv2.addWeighted(light, 0.5, turned, 0.5, 0), np.float32)
     return light
+
+
+def _to_32nds(values: NDArray[Any]) -> NDArray[np.float32]:
+    return (np.rint(values * 32) / 32).astype(np.float32)
 
 
 def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
@@ -107,17 +125,17 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
 
     # the farthest corner moves most; each stage is at most about a pixel from the next
     swing = math.hypot(turn, zoom) * math.hypot(max(centre[0], width - centre[0]), max(centre[1], height - centre[1]))
-    steps = min(5, math.ceil(math.log2(swing))) if swing > 1 else int(swing > 0.1)
+    passes = min(5, math.ceil(math.log2(swing))) if swing > 1 else int(swing > 0.1)
     shift = math.ceil(reach) + 2
-    margin = shift + (math.ceil(swing) + 2 if steps else 0)
+    margin = shift + (math.ceil(swing) + 2 if passes else 0)
     light = view.linear(margin)
     if highlights:
         # what the photo stores as white was brighter; coloured parts with one full channel were not
         excess = np.maximum(darkest_channel(light) - 0.75, 0) * 4
         light = scaled(light, 1 + np.float32(highlights) * excess * excess)
-    if steps:
-        origin = centre[0] - view.window.left + margin, centre[1] - view.window.top + margin
-        light = _average_turns(light, origin, turn, zoom, steps)
+    if passes:
+        corner = view.window.left - margin, view.window.top - margin
+        light = _average_turns(light, corner, centre, turn, zoom, passes)
         trim = margin - shift
         light = light[trim:-trim, trim:-trim]
     image = linear_to_display(_average_shifts(light, _kernel(path), shift))

@@ -70,7 +70,7 @@ def draw(view: View, strokes: Strokes) -> FloatImage | None:
         for step in (smear, 2 * smear):
             layer = _smeared(layer, int(step[0]), int(step[1]))
     if blur:
-        layer = cv2.GaussianBlur(layer, (2 * blur + 1, 2 * blur + 1), strokes.softness)
+        layer = np.asarray(cv2.GaussianBlur(layer, (2 * blur + 1, 2 * blur + 1), strokes.softness), np.uint8)
     layer = layer[around : around + height, around : around + width]
     return np.multiply(layer, top / 255, dtype=np.float32)
 
@@ -82,4 +82,4 @@ def _smeared(layer: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:
     moved[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = layer[
         max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)
     ]
-    return cv2.addWeighted(layer, 0.5, moved, 0.5, 0)
+    return np.asarray(cv2.addWeighted(layer, 0.5, moved, 0.5, 0), np.uint8)

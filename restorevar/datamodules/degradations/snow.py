@@ -11,8 +11,8 @@ from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
 
-# flake diameter (pixels in 512 x 512), number at full density
-_LAYERS = ((1.5, 2600), (2.6, 800), (4.8, 190), (9.0, 40), (18.0, 8))
+# flake diameter (pixels in 512 x 512), number at full density, opacity
+_LAYERS = ((1.5, 2600, 1.0), (2.6, 800, 1.0), (4.8, 190, 1.0), (9.0, 40, 0.7), (18.0, 8, 0.4))
 
 
 def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
@@ -35,7 +35,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         image = veil(view, image, mist, airlight)
     clear = np.ones(image.shape[:2], np.float32)
     height, width = view.size
-    for layer, (diameter, number) in enumerate(_LAYERS[:largest]):
+    for layer, (diameter, number, fading) in enumerate(_LAYERS[:largest]):
         diameter = diameter * scale * view.unit
         border = (4 + speed) * diameter + 4
         area = (height + 2 * border) * (width + 2 * border) / (512 * view.unit) ** 2
@@ -44,9 +44,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         centre = view.random(f"places {layer}").uniform(-border, (width + border, height + border), (count, 2))
         tilt = angle + view.random(f"angles {layer}").normal(0, 0.3, count)
         path = 0.5 * speed * diameter * view.random(f"speeds {layer}").uniform(0.3, 1.2, count)
-        opacity = (
-            strength * view.random(f"opacities {layer}").uniform(0.25, 1, count) * (1.0, 1.0, 1.0, 0.7, 0.4)[layer]
-        )
+        opacity = strength * fading * view.random(f"opacities {layer}").uniform(0.25, 1, count)
         reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
         thickness = diameter
         if layer >= 1:
