@@ -98,8 +98,21 @@ def _unknown(name: str, known: Sequence[str], prefix: str = "") -> str:
         near = _nearest(".".join(parts[:length]), known)
         if near is not None:
             return f"unknown setting '{prefix}{name}' - did you mean '{prefix}{near}'?"
+    if near := difflib.get_close_matches(parts[-1], _own_settings(), 1, 0.7):
+        return f"unknown setting '{prefix}{name}' - did you mean '{near[0]}'?"
     listed = [option for option in known if "." not in option]
     return f"unknown setting '{prefix}{name}'; there are: {', '.join(listed)}"
+
+
+def _own_settings() -> list[str]:
+    """Parameters of all our public classes: where the parser does not say which class it was in."""
+    names: set[str] = set()
+    for module in ("modules", "callbacks", "datamodules", "losses", "models", "optimization"):
+        loaded = sys.modules.get(f"restorevar.{module}")
+        classes = [getattr(loaded, name, None) for name in getattr(loaded, "__all__", [])]
+        for cls in filter(inspect.isclass, classes):
+            names.update(inspect.signature(cls.__init__).parameters)
+    return sorted(names - {"self", "args", "kwargs"})
 
 
 def _unrecognized(rest: str, parser: ArgumentParser) -> str:
@@ -209,7 +222,7 @@ def function_parser(prog: str, function: Callable[..., int | None]) -> FunctionP
         function: A typed function.
     """
     docstring = docstring_parser.parse(function.__doc__ or "")
-    parser = FunctionParser(prog=prog, description=docstring.description)
+    parser = FunctionParser(prog=prog, description=docstring.description, allow_abbrev=False)
     explained = {parameter.arg_name: parameter.description for parameter in docstring.params}
     parameters = inspect.signature(function).parameters
     handled: set[int | str] = set()
