@@ -268,7 +268,7 @@ def _infer_refiner(weights: Mapping[str, Tensor], heads: int | None) -> RefinerC
 def _infer_scales(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     if "lvl_1L" not in weights:
         raise UserError(
-            "the weights hold no table 'lvl_1L' to read the scales from; give scales, e.g. 1 2 3 4 6 9 13 18 24 32"
+            "the weights hold no table 'lvl_1L' to read the scales from; give scales, e.g. 1,2,3,4,6,9,13,18,24,32"
         )
     counts = [int(count) for count in torch.bincount(weights["lvl_1L"].flatten().long())]
     sides = tuple(math.isqrt(count) for count in counts)
@@ -314,7 +314,7 @@ def load_published(
         scales = scales or _infer_scales(transformer_weights)
         weights = weights | transformer_weights
     if scales is None:
-        raise UserError("a tokenizer file alone does not tell its scales; give scales, e.g. 1 2 3 4 6 9 13 18 24 32")
+        raise UserError("a tokenizer file alone does not tell its scales; give scales, e.g. 1,2,3,4,6,9,13,18,24,32")
     config = RestoreVARConfig(
         scales=tuple(size if isinstance(size, int) else (size[0], size[1]) for size in scales),
         tokenizer=tokenizer_config,
