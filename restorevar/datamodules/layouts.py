@@ -118,7 +118,7 @@ LAYOUTS: dict[str, Layout] = {
     "snow100k_real": Layout(
         "Snow100K-real", "snow", "test", ("realistic/{name}",), count=1329, note="No ground truth."
     ),
-    "rain13k": _same_names("Rain13K", "rain", "train", 13712, ["Rain13K", "train/Rain13K", "train"], "input", "target"),
+    "rain13k": _same_names("Rain13K", "rain", "train", 13712, ["Rain13K", "train"], "input", "target"),
     "rain100h": Layout(
         "Rain100H",
         "rain",

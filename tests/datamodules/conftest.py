@@ -18,14 +18,14 @@ def write_photos(folder: Path, count: int, size=(40, 60), seed: int = 0, suffix:
     return paths
 
 
-@pytest.fixture()
+@pytest.fixture
 def photos(tmp_path):
     """A folder of 12 small photos."""
     write_photos(tmp_path / "photos", 12)
     return tmp_path / "photos"
 
 
-@pytest.fixture()
+@pytest.fixture
 def pairs(tmp_path):
     """A folder with `input` and `target`, 5 pairs; the degraded ones are half as bright."""
     for path in write_photos(tmp_path / "set" / "target", 5, seed=1):

@@ -1,6 +1,6 @@
-"""Trains nothing, but in Lightning's loop, and writes down what it saw; run by test_restoration.py on N processes.
+"""Trains nothing, but in Lightning's loop, and writes down what it saw; test_restoration.py runs it on two processes.
 
-Usage: resume_script.py PHOTOS OUTPUT PROCESSES WORKERS [CHECKPOINT OF ANOTHER RUN]
+Usage: resume_script.py PHOTOS OUTPUT CHECKPOINT_OF_ONE_PROCESS
 """
 
 import hashlib
@@ -15,8 +15,6 @@ import lightning as L
 import torch
 
 from restorevar.datamodules import CleanPhotos, RestorationDataModule
-
-STOP_AFTER, STEPS = 5, 14
 
 
 class Recorder(L.LightningModule):
@@ -38,21 +36,30 @@ class Recorder(L.LightningModule):
 
 
 class SaveAndStop(L.Callback):
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == STOP_AFTER:
+        if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             trainer.should_stop = True
 
 
-def run(photos: Path, processes: int, workers: int, checkpoint: Path | None = None, save: Path | None = None):
+def run(
+    photos: Path,
+    processes: int,
+    steps: int,
+    workers: int = 0,
+    batch_size: int = 2,
+    checkpoint: Path | None = None,
+    stop_after: int = 0,
+    save: Path | None = None,
+) -> dict:
     module = Recorder()
     data = RestorationDataModule(
         train=[CleanPhotos([str(photos)], {"clean": 1.0})],
         image_size=8,
-        batch_size=2,
+        batch_size=batch_size,
         num_workers=workers,
         resize_short_side=(1.0, 2.0),
     )
@@ -60,29 +67,26 @@ def run(photos: Path, processes: int, workers: int, checkpoint: Path | None = No
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
-        max_steps=STEPS,
+        max_steps=steps,
         max_epochs=-1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[SaveAndStop(save)] if save else [],
+        callbacks=[SaveAndStop(stop_after, save)] if save else [],
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return {"seen": module.seen, "epoch": trainer.current_epoch, "step": trainer.global_step}
 
 
-def main(photos: str, output: str, processes: str, workers: str, other: str | None = None) -> None:
-    folder, count = Path(output), int(processes)
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+def main(photos: str, output: str, other: str) -> None:
+    folder = Path(output)
     runs = {
-        "whole": run(Path(photos), count, int(workers)),
-        "begun": run(Path(photos), count, int(workers), save=folder / f"{count}.ckpt"),
-        "resumed": run(Path(photos), count, int(workers), checkpoint=folder / f"{count}.ckpt"),
+        "begun": run(Path(photos), 2, steps=8, stop_after=5, save=folder / "2.ckpt"),
+        "resumed": run(Path(photos), 2, steps=8, checkpoint=folder / "2.ckpt"),
+        "taken over": run(Path(photos), 2, steps=9, checkpoint=Path(other)),
     }
-    if other:
-        runs["taken over"] = run(Path(photos), count, int(workers), checkpoint=Path(other))
-    (folder / f"{count}-{rank}.json").write_text(json.dumps(runs))
+    (folder / f"{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps(runs))
 
 
 if __name__ == "__main__":

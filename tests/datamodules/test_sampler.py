@@ -59,7 +59,9 @@ def test_order_is_a_function_of_seed_and_epoch():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(20, 90))
 def test_processes_split_the_epoch_without_overlap(world_size, batch_size, length):
-    samplers = [EpochSampler(equal_tasks(length), length, batch_size, 0, rank, world_size) for rank in range(world_size)]
+    samplers = [
+        EpochSampler(equal_tasks(length), length, batch_size, 0, rank, world_size) for rank in range(world_size)
+    ]
     parts = [list(sampler) for sampler in samplers]
     assert {len(part) for part in parts} == {len(samplers[0])}
     positions = [draw.position for part in parts for draw in part]

@@ -1,0 +1,179 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from restorevar.datamodules.batch import collate, to_tensor
+from restorevar.datamodules.dataset import (
+    FixedDataset,
+    Geometry,
+    Pool,
+    Skips,
+    TrainingDataset,
+    cut,
+    resize,
+    resized_crop,
+)
+from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.sampler import Draw
+from restorevar.datamodules.sources import FixedDegradations, PairedFolders, Record
+from restorevar.errors import UserError
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64),
+    st.sampled_from([None, (1.0, 1.0), (1.125, 1.125), (1.0, 3.0)]), st.integers(0, 9),
+)  # fmt: skip
+def test_the_crop_lies_in_the_resized_photo(height, width, crop_height, crop_width, short_side, seed):
+    geometry = Geometry((crop_height, crop_width), short_side)
+    for generator in (None, np.random.default_rng(seed)):
+        size, (top, left, *cropped) = geometry.plan((height, width, 3), generator)
+        assert tuple(cropped) == (crop_height, crop_width)
+        assert 0 <= top <= size[0] - crop_height
+        assert 0 <= left <= size[1] - crop_width
+        if short_side == (1.125, 1.125) and height == width and crop_height == crop_width:
+            assert size == (max(crop_height, round(crop_height * 1.125)),) * 2
+        if short_side is None and height >= crop_height and width >= crop_width:
+            assert size == (height, width)
+
+
+def test_photos_are_not_enlarged_more_than_the_lower_end_asks_for():
+    geometry = Geometry((64, 64), (1.0, 4.0))
+    sizes = [geometry.plan((100, 150, 3), np.random.default_rng(seed))[0] for seed in range(200)]
+    assert min(sizes)[0] < 70
+    assert 95 < max(sizes)[0] <= 100
+
+
+def test_resizing_a_crop_equals_cropping_the_resized_photo(photos):
+    photo = np.asarray(Image.open(photos / "000.png"))
+    for size, crop in (((25, 37), (3, 5, 16, 20)), ((80, 120), (64, 0, 16, 120)), ((40, 60), (1, 2, 3, 4))):
+        difference = resized_crop(photo, size, crop).astype(int) - cut(resize(photo, size), crop)
+        assert np.abs(difference).max() <= 2  # both passes round to 8 bits
+
+
+def pool_of(folder, kind="clean", **options) -> Pool:
+    records = [Record(str(path), None, None, "P", made=True) for path in sorted(folder.iterdir())]
+    return Pool(kind, records, options.get("severity", (0.2, 0.8)))
+
+
+def test_a_sample_hangs_on_seed_epoch_and_position_only(photos):
+    pool = pool_of(photos, "low_light")
+    make = [TrainingDataset([pool], Geometry((16, 16), (1.0, 2.0)), seed) for seed in (0, 0, 1)]
+    one = make[0][Draw(2, 7, 0, 3)]
+    assert one["degraded"].shape == (3, 16, 16)
+    assert (one["kind"], one["dataset"]) == ("low_light", "P")
+    assert one["clean"].min() >= -1
+    assert one["clean"].max() <= 1
+    assert (one["degraded"] == make[1][Draw(2, 7, 0, 3)]["degraded"]).all()
+    for other in (make[2][Draw(2, 7, 0, 3)], make[0][Draw(3, 7, 0, 3)], make[0][Draw(2, 8, 0, 3)]):
+        assert (one["degraded"] != other["degraded"]).any()
+
+
+def test_pairs_are_cropped_and_flipped_together(pairs):
+    records = PairedFolders("input", "target", "low_light").collect(pairs).records
+    dataset = TrainingDataset([Pool("low_light", records, (0, 1))], Geometry((16, 24), None, True, True), 0)
+    crops = set()
+    for position in range(12):
+        sample = dataset[Draw(0, position, 0, 1)]
+        degraded, clean = (np.round((sample[key].numpy() + 1) * 127.5).astype(int) for key in ("degraded", "clean"))
+        assert (degraded == clean // 2).all()
+        crops.add(clean.tobytes())
+    assert len(crops) == 12
+
+
+def test_clean_pairs_are_equal_for_both_kinds_of_record(photos, pairs):
+    records = PairedFolders("input", "target", "rain").collect(pairs).records
+    for pool in (pool_of(photos), Pool("clean", records, (0.0, 0.0))):
+        sample = TrainingDataset([pool], Geometry((16, 16)), 0)[Draw(0, 0, 0, 0)]
+        assert sample["kind"] == "clean"
+        assert (sample["degraded"] == sample["clean"]).all()
+
+
+def test_fixed_samples_store_their_parameters_and_can_be_made_again(photos):
+    source = FixedDegradations([str(photos)], ["haze", "low_light"], [0.0, 0.6], limit=2)
+    records = source.collect(photos).records
+    dataset = FixedDataset(records, None)
+    for record, sample in zip(records, dataset, strict=True):
+        photo = np.asarray(Image.open(record.path))
+        parameters = json.loads(sample["parameters"])
+        again, used = degrade(photo, record.kind, record.severity, record.seed)
+        assert parameters == json.loads(json.dumps(used))
+        assert sample["severity"] == record.severity
+        assert sample["degraded"].shape == (3, 40, 60)
+        assert ((sample["degraded"] - to_tensor(again)).abs() <= 2 / 255 + 1e-6).float().mean() >= 0.999
+        assert (sample["clean"] == to_tensor(photo)).all()
+    cropped = FixedDataset(records, Geometry((24, 24)))[2]
+    assert cropped["degraded"].shape == cropped["clean"].shape == (3, 24, 24)
+    assert (FixedDataset(records, Geometry((24, 24)))[2]["degraded"] == cropped["degraded"]).all()
+
+
+def broken(folder):
+    names = sorted(folder.iterdir())
+    names[0].write_bytes(b"")
+    names[1].write_bytes(names[1].read_bytes()[:60])
+    return names[:2]
+
+
+def test_a_broken_file_stops_training_or_is_skipped_and_counted(photos, caplog):
+    bad = broken(photos)
+    draws = [Draw(0, position, 0, position % 12) for position in range(24)]
+    strict = TrainingDataset([pool_of(photos)], Geometry((16, 16)), 0)
+    with pytest.raises(UserError, match=bad[0].name):
+        strict[draws[0]]
+    skips = Skips()
+    dataset = TrainingDataset([pool_of(photos)], Geometry((16, 16)), 0, skips)
+    with caplog.at_level(logging.WARNING):
+        paths = [dataset[draw]["path"] for draw in draws]
+    assert skips.count >= 4
+    assert not {str(path) for path in bad} & set(paths)
+    warned = [record.message for record in caplog.records if "skipped" in record.message]
+    assert len(warned) == len(set(warned)) == 2
+    workers = DataLoader(dataset, batch_size=4, sampler=draws, num_workers=2, collate_fn=collate)
+    before = skips.count
+    assert [path for batch in workers for path in batch["path"]] == paths
+    assert skips.count == 2 * before, "skips in workers are counted too"
+
+
+def test_a_pool_of_broken_files_ends_in_an_error(photos):
+    for path in photos.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        TrainingDataset([pool_of(photos)], Geometry((16, 16)), 0, Skips())[Draw(0, 0, 0, 0)]
+
+
+def test_unequal_sizes_and_borders(tmp_path):
+    clean = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(clean).save(tmp_path / "clean.png")
+    Image.fromarray(clean[10:-10, 10:-10]).save(tmp_path / "hazy.png")
+    record = Record(str(tmp_path / "hazy.png"), str(tmp_path / "clean.png"), "haze", "S")
+    with pytest.raises(UserError, match=r"44 x 28 pixels, but its clean image .* 64 x 48"):
+        FixedDataset([record], None)[0]
+    bordered = Record(record.path, record.clean, "haze", "S", center_crop=True)
+    sample = FixedDataset([bordered], None)[0]
+    assert (sample["degraded"] == sample["clean"]).all()
+
+
+ODD = {
+    "grey.png": lambda: Image.new("L", (30, 20), 77),
+    "deep.png": lambda: Image.fromarray(np.full((20, 30), 30000, np.uint16)),
+    "alpha.png": lambda: Image.new("RGBA", (30, 20), (9, 99, 199, 100)),
+    "cmyk.jpg": lambda: Image.new("CMYK", (30, 20), (0, 50, 100, 10)),
+    "palette.png": lambda: Image.new("RGB", (30, 20), (200, 30, 60)).convert("P"),
+    "one pixel.png": lambda: Image.new("RGB", (1, 1), (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("kind", ["haze", "rain", "snow", "low_light", "motion_blur", "mixed"])
+def test_odd_photos_become_ordinary_samples(tmp_path, name, kind):
+    ODD[name]().save(tmp_path / name)
+    pool = pool_of(tmp_path, kind)
+    sample = TrainingDataset([pool], Geometry((16, 16)), 0)[Draw(0, 0, 0, 0)]
+    assert sample["degraded"].shape == sample["clean"].shape == (3, 16, 16)
+    assert sample["degraded"].isfinite().all()

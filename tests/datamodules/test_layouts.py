@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from restorevar.datamodules.layouts import LAYOUTS, find_layout, match_files
+from restorevar.datamodules.sources import PublicSet, check_kind
+from restorevar.errors import UserError
+
+from .conftest import write_photos
+
+WORDS = {
+    "name": "a_1",
+    "scene": "GOPR0372_07_00",
+    "id": "12",
+    "level": "3",
+    "beta": "0.9",
+    "airlight": "0.8",
+    "part": "part1",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_pattern_finds_its_partner_wherever_the_set_lies(name):
+    layout = LAYOUTS[name]
+    check_kind(layout.kind)
+    for pattern in layout.degraded:
+        for degradation in ("low", "haze_rain"):
+            words = {**WORDS, "degradation": degradation}
+            degraded = Path("/any/where", pattern.format(**words)).with_suffix(".PNG")
+            # the fill-in must not depend on words that the degraded pattern does not give
+            cleans = []
+            for template in layout.clean:
+                if all(f"{{{word}}}" in pattern for word in words if f"{{{word}}}" in template):
+                    cleans.append(Path("/any/where", template.format(**words)).with_suffix(".jpg"))
+            assert bool(cleans) == bool(layout.clean), f"no clean pattern fits {pattern}"
+            assert match_files(layout, [degraded]) == [(degraded, None, match_files(layout, [degraded])[0].kind)]
+            for clean in cleans:
+                unrelated = Path("/any/where/else.png")
+                (match,) = match_files(layout, [degraded, clean, unrelated])
+                assert (match.degraded, match.clean) == (degraded, clean)
+                expected = layout.kinds.get(degradation, layout.kind) if "{degradation}" in pattern else layout.kind
+                assert match.kind == expected
+
+
+def test_what_a_set_holds_besides_is_not_taken():
+    gopro = [Path(f"/d/GoPro/train/S/{folder}/1.png") for folder in ("blur", "blur_gamma", "sharp")]
+    assert [match.degraded for match in match_files(LAYOUTS["gopro_train"], gopro)] == gopro[:1]
+    assert match_files(LAYOUTS["gopro_test"], gopro) == []
+    snow = [Path(f"/d/all/{folder}/1.jpg") for folder in ("synthetic", "gt", "mask")]
+    assert match_files(LAYOUTS["snow100k_train"], snow) == [(snow[0], snow[1], "snow")]
+    cdd = [Path(f"/d/CDD-11_test/{folder}/1.png") for folder in ("clear", "low", "low_haze_rain")]
+    kinds = [match.kind for match in match_files(LAYOUTS["cdd_test"], cdd)]
+    assert kinds == ["low_light", "mixed"]
+
+
+def test_an_unknown_layout_names_the_nearest():
+    with pytest.raises(UserError, match=r"did you mean 'gopro_train'"):
+        find_layout("gopro_trian")
+
+
+def test_public_set_is_a_source(tmp_path):
+    write_photos(tmp_path / "LOL" / "our485" / "low", 3)
+    write_photos(tmp_path / "LOL" / "our485" / "high", 3, seed=1)
+    records = PublicSet("lol_v1_train", "LOL").collect(tmp_path).records
+    assert [(Path(r.path).parent.name, Path(r.clean).parent.name, r.dataset) for r in records] == [
+        ("low", "high", "LOLv1")
+    ] * 3
+    with pytest.raises(UserError, match=r"no file as in gopro_train; expected \.\.\./train/\{scene\}/blur"):
+        PublicSet("gopro_train", "LOL").collect(tmp_path)
+    (tmp_path / "LOL" / "our485" / "high" / "001.png").unlink()
+    with pytest.raises(UserError, match=r"low/001\.png: no clean image \(1 such\)"):
+        PublicSet("lol_v1_train", "LOL").collect(tmp_path)

@@ -1,0 +1,85 @@
+from itertools import chain
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from restorevar.datamodules.loader import FixedSampler, TrainingLoader
+from restorevar.datamodules.sampler import EpochSampler, Task
+from restorevar.errors import UserError
+
+
+class Positions(Dataset):
+    """Samples that carry their position; one that is None raises."""
+
+    def __init__(self, bad=None):
+        self.bad = bad
+
+    def __getitem__(self, draw):
+        if draw.position == self.bad:
+            raise UserError("file.png: damaged")
+        image = torch.full((3, 1, 1), float(draw.position))
+        return {"degraded": image, "clean": image, "kind": "rain", "dataset": "S", "path": str(draw.record)}
+
+
+def loader_of(length=40, batch_size=4, workers=0, bad=None, rank=0, world_size=1):
+    sampler = EpochSampler([Task("rain", 1.0, (0,), (length,), (length,))], length, batch_size, 0, rank, world_size)
+    return TrainingLoader(Positions(bad), sampler, num_workers=workers)
+
+
+def positions(batches):
+    return [int(value) for batch in batches for value in batch["degraded"][:, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_position_counts_what_was_handed_out_not_what_was_prefetched(workers):
+    loader = loader_of(workers=workers)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    state = loader.state_dict()
+    assert state == {"epoch": 0, "consumed": 12}
+    rest = positions(iterator)
+    resumed = loader_of(workers=workers)
+    resumed.load_state_dict(state)
+    assert positions(resumed) == rest
+    assert resumed.state_dict() == {"epoch": 0, "consumed": 40}
+    loader.shutdown()
+    resumed.shutdown()
+
+
+def test_the_next_epoch_begins_at_its_beginning():
+    loader = loader_of()
+    loader.load_state_dict({"epoch": 3, "consumed": 36})
+    assert len(positions(loader)) == 4
+    loader.batch_sampler.sampler.set_epoch(4)
+    assert loader.state_dict() == {"epoch": 4, "consumed": 0}
+    assert len(positions(loader)) == 40
+    assert len(loader) == 10
+
+
+def test_workers_give_the_same_batches():
+    plain = [(batch["path"], batch["degraded"].tolist()) for batch in loader_of()]
+    spread = loader_of(workers=2)
+    assert [(batch["path"], batch["degraded"].tolist()) for batch in spread] == plain
+    spread.batch_sampler.sampler.set_epoch(1)
+    assert [batch["path"] for batch in spread] != [path for path, _ in plain], "epochs repeat each other"
+    spread.shutdown()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_is_one_line(workers):
+    loader = loader_of(workers=workers, bad=17)
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == "file.png: damaged"
+
+
+def test_processes_share_a_fixed_set_without_overlap():
+    parts = [list(FixedSampler(7, rank, 3)) for rank in range(3)]
+    assert sorted(chain(*parts)) == list(range(7))
+    equal = [list(FixedSampler(7, rank, 3, equal=True)) for rank in range(3)]
+    assert {len(part) for part in equal} == {3}
+    assert set(chain(*equal)) == set(range(7))
+    few = [list(FixedSampler(2, rank, 3)) for rank in range(3)]
+    assert all(few), "Lightning refuses a process without batches"

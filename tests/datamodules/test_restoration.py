@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from restorevar.datamodules import (
+    CleanPhotos,
+    FixedDegradations,
+    PairedFolders,
+    Photos,
+    PublicSet,
+    RestorationDataModule,
+    Shards,
+)
+from restorevar.datamodules.manifest import Row
+from restorevar.datamodules.shards import write_shards
+from restorevar.errors import UserError
+
+from .conftest import write_photos
+from .resume_script import run
+
+KINDS = ("haze", "rain", "snow", "low_light", "motion_blur")
+
+
+def module(folder, **options) -> RestorationDataModule:
+    defaults = {
+        "train": [CleanPhotos(["photos"]), PairedFolders("set/input", "set/target", "low_light")],
+        "root": str(folder),
+        "image_size": 16,
+        "batch_size": 4,
+    }
+    data = RestorationDataModule(**(defaults | options))
+    data.setup()
+    return data
+
+
+def fingerprints(batches):
+    return [
+        (kind, Path(path).name, float(image.double().sum()))
+        for batch in batches
+        for kind, path, image in zip(batch["kind"], batch["path"], batch["degraded"], strict=True)
+    ]
+
+
+def test_batches_have_the_fixed_keys(photos, pairs):
+    fixed = [FixedDegradations(["photos"], ["haze", "rain"], [0.5], limit=2)]
+    data = module(photos.parent, val=fixed, test=fixed, predict=[Photos(["photos"])])
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch) == {"degraded", "clean", "kind", "dataset", "path"}
+    assert batch["degraded"].shape == batch["clean"].shape == (4, 3, 16, 16)
+    assert batch["degraded"].dtype == torch.float32
+    assert -1 <= batch["degraded"].min() < 0 < batch["clean"].max() <= 1
+    val = next(iter(data.val_dataloader()))
+    assert val["degraded"].shape == (4, 3, 16, 16)
+    assert val["kind"] == ["haze", "rain", "haze", "rain"]
+    assert val["severity"] == [0.5] * 4
+    assert json.loads(val["parameters"][0])
+    test = next(iter(data.test_dataloader()))
+    assert test["degraded"].shape == test["clean"].shape == (1, 3, 40, 60)
+    predict = next(iter(data.predict_dataloader()))
+    assert predict["degraded"].shape == (1, 3, 40, 60)
+    assert "clean" not in predict
+
+
+def test_an_epoch_is_the_sum_of_counts_with_tasks_equal_and_a_share_of_clean_pairs(photos, pairs):
+    data = module(photos.parent, train=[
+        CleanPhotos(["photos"], {"haze": 1.0, "rain": 1.0}, repeat=10),
+        PairedFolders("set/input", "set/target", "low_light", repeat=4),
+    ], clean_share=0.1, batch_size=1)  # fmt: skip
+    loader = data.train_dataloader()
+    assert len(loader) == 12 * 10 + 5 * 4
+    seen = Counter(kind for kind, _, _ in fingerprints(loader))
+    assert seen == {"haze": 42, "rain": 42, "low_light": 42, "clean": 14}
+
+
+def test_weights_set_the_shares(photos):
+    data = module(photos.parent, train=[CleanPhotos(["photos"], {"haze": 3.0, "rain": 1.0}, repeat=2)], batch_size=1)
+    assert Counter(kind for kind, _, _ in fingerprints(data.train_dataloader())) == {"haze": 18, "rain": 6}
+
+
+def test_five_paired_sets_of_very_different_size_are_drawn_equally(tmp_path):
+    counts = dict(zip(KINDS, (1, 10, 25, 5, 60), strict=True))
+    for kind, count in counts.items():
+        write_photos(tmp_path / kind / "input", count, size=(8, 8))
+        write_photos(tmp_path / kind / "target", count, size=(8, 8))
+    sources = [PairedFolders(f"{kind}/input", f"{kind}/target", kind) for kind in counts]
+    data = module(tmp_path, train=sources, image_size=8, batch_size=1)
+    seen = Counter(kind for kind, _, _ in fingerprints(data.train_dataloader()))
+    assert sum(seen.values()) == sum(counts.values())
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_any_number_of_workers_gives_the_same_samples_in_every_epoch(photos, pairs):
+    runs = []
+    for workers in (0, 1, 3):
+        data = module(photos.parent, num_workers=workers, clean_share=0.1)
+        loader = data.train_dataloader()
+        epochs = []
+        for epoch in (0, 1):
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            epochs.append(fingerprints(loader))
+        data.teardown()
+        runs.append(epochs)
+    assert runs[0] == runs[1] == runs[2]
+    assert runs[0][0] != runs[0][1]
+
+
+def test_fixed_sets_are_the_same_in_every_pass_and_for_any_worker(photos):
+    passes = []
+    for workers in (0, 2):
+        loader = module(photos.parent, train=[], num_workers=workers, val=[CleanPhotos(["photos"])]).val_dataloader()
+        passes += [fingerprints(loader), fingerprints(loader)]
+    assert all(one == other for one, other in pairwise(passes))
+    assert len({kind for kind, _, _ in passes[0]}) == 6
+
+
+def test_shards_are_sampled_like_folders(pairs, tmp_path):
+    rows = [Row(f"input/{i:03}.png", f"target/{i:03}.png", "low_light", "set") for i in range(5)]
+    write_shards(rows, pairs, tmp_path / "shards", shard_megabytes=0.02)
+    folder = module(tmp_path, train=[PairedFolders("set/input", "set/target", "low_light", repeat=4)])
+    shards = module(tmp_path, train=[Shards("shards", repeat=4)])
+    ours, theirs = ([total for _, _, total in fingerprints(data.train_dataloader())] for data in (folder, shards))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"batch_size": 0}, "batch_size: found 0"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"seed": -1}, "seed"),
+        ({"clean_share": 1.0}, "clean_share: found 1.0"),
+        ({"resize_short_side": (0.5, 1.0)}, r"resize_short_side: found 0\.5 to 1\.0"),
+        ({"train": []}, r"data\.train: no source"),
+        ({"train": [Photos(["photos"])]}, r"data\.train: .*has no clean image"),
+        ({"train": [CleanPhotos(["photos"], {"clean": 1.0})], "clean_share": 0.5}, "every source is clean already"),
+        ({"batch_size": 200}, "fewer than the 200 of one step"),
+        ({"train": [PublicSet("lol_v1_test", "eval15")]}, r"lol_v1_test is a test set"),
+    ],
+)
+def test_mistakes_are_named(photos, pairs, options, message):
+    write_photos(photos.parent / "eval15" / "low", 1)
+    write_photos(photos.parent / "eval15" / "high", 1)
+    with pytest.raises(UserError, match=message):
+        module(photos.parent, **options).train_dataloader()
+
+
+def test_nothing_is_looked_up_in_the_constructor():
+    RestorationDataModule(train=[CleanPhotos(["/no/such/folder"])])
+
+
+def test_root_comes_from_the_environment(photos, monkeypatch):
+    monkeypatch.setenv("RESTOREVAR_DATA", str(photos.parent))
+    data = RestorationDataModule(train=[CleanPhotos(["photos"])], image_size=16, batch_size=2)
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 6
+
+
+def test_stopping_in_an_epoch_and_resuming_changes_nothing(tmp_path):
+    """On one process with prefetching workers, on two processes, and from one to two."""
+    photos = write_photos(tmp_path / "photos", 18, size=(16, 20))[0].parent
+    one = tmp_path / "1.ckpt"
+    whole = list(chain(*run(photos, 1, steps=18)["seen"]))  # two epochs of 18 photos
+    begun = run(photos, 1, steps=18, workers=2, stop_after=5, save=one)
+    resumed = run(photos, 1, steps=18, workers=2, checkpoint=one)
+    assert list(chain(*begun["seen"], *resumed["seen"])) == whole
+    assert (resumed["step"], resumed["epoch"]) == (18, 2)
+
+    words = [sys.executable, Path(__file__).with_name("resume_script.py"), photos, tmp_path, one]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    def steps(name: str) -> list[list[str]]:
+        """What the two processes saw together at each step, in no order."""
+        return [sorted(first + second) for first, second in zip(*(rank[name]["seen"] for rank in ranks), strict=True)]
+
+    # an epoch of two processes has 4 steps of 4, and drops 2
+    expected = [sorted(whole[start : start + 4]) for start in (0, 4, 8, 12, 18, 22, 26, 30)]
+    assert steps("begun") == expected[:5]
+    assert steps("resumed") == expected[5:]
+    # one process stopped after 10 of 18: two processes go on with the other 8, then begin the next epoch
+    assert steps("taken over") == [sorted(whole[start : start + 4]) for start in (10, 14, 18, 22)]
+
+
+def test_fewer_processes_and_other_batches_can_carry_on(tmp_path):
+    """A checkpoint of two processes is a number of samples: here one process with batches of 4 takes over."""
+    photos = write_photos(tmp_path / "photos", 18, size=(16, 20))[0].parent
+    whole = list(chain(*run(photos, 1, steps=18)["seen"]))
+    run(photos, 1, steps=99, stop_after=7, save=tmp_path / "a.ckpt")
+    other = run(photos, 1, steps=9, batch_size=4, checkpoint=tmp_path / "a.ckpt")
+    # 14 of 18 done, 4 left; then a whole epoch of 4 steps would follow, of which one is taken
+    assert list(chain(*other["seen"])) == whole[14:18] + whole[18:22]

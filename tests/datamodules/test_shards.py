@@ -1,0 +1,107 @@
+import io
+import json
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorevar.datamodules.manifest import Row
+from restorevar.datamodules.shards import INDEX, index_shards, read_index, read_member, write_shards
+from restorevar.datamodules.sources import Shards
+from restorevar.errors import UserError
+from restorevar.restoration.photo import read_rgb
+
+ROWS = [Row(f"input/{i:03}.png", f"target/{i:03}.png", "low_light", "S") for i in range(5)]
+
+
+def test_members_are_the_files(pairs, tmp_path):
+    Image.open(pairs / "input" / "001.png").convert("L").save(pairs / "input" / "001.png")
+    turned = Image.open(pairs / "target" / "002.png")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(pairs / "target" / "002.jpg", exif=exif, quality=95)
+    rows = [*ROWS[:2], ROWS[2]._replace(target_path="target/002.jpg")]
+    write_shards(rows, pairs, tmp_path / "shards")
+    samples = read_index(tmp_path / "shards")
+    assert len(samples) == 3
+    for row, (degraded, clean, fields) in zip(rows, samples, strict=True):
+        np.testing.assert_array_equal(read_member(degraded), read_rgb(pairs / row.image_path))
+        np.testing.assert_array_equal(read_member(clean), read_rgb(pairs / row.target_path))
+        assert fields == {"path": row.image_path, "degradation": "low_light", "dataset": "S"}
+
+
+def test_collections_larger_than_a_shard_are_split(pairs, tmp_path, monkeypatch):
+    count = write_shards(ROWS, pairs, tmp_path / "shards", shard_megabytes=0.02)
+    assert count > 1
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == count
+    assert len(Shards("shards").collect(tmp_path).records) == 5
+    with pytest.raises(UserError, match=r"has an index\.json already"):
+        write_shards(ROWS, pairs, tmp_path / "shards")
+
+
+def test_clean_photos_are_degraded_on_the_fly(photos, tmp_path):
+    write_shards([Row(str(path), "", "clean", "P") for path in sorted(photos.iterdir())], photos, tmp_path / "shards")
+    collection = Shards("shards", {"haze": 1.0}, (0.2, 0.4)).collect(tmp_path)
+    assert len(collection.records) == 12
+    assert all(record.made and record.kind is None for record in collection.records)
+    assert (dict(collection.kinds), collection.severity) == ({"haze": 1.0}, (0.2, 0.4))
+
+
+def test_a_changed_or_missing_shard_is_noticed(pairs, tmp_path):
+    write_shards(ROWS, pairs, tmp_path)
+    shard = tmp_path / "000000.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-512])
+    with pytest.raises(UserError, match=rf"{shard}: {len(data) - 512} bytes, but the index says {len(data)}"):
+        read_index(tmp_path)
+    shard.unlink()
+    with pytest.raises(UserError, match="missing, but the index says"):
+        read_index(tmp_path)
+    (tmp_path / INDEX).write_text("[]")
+    with pytest.raises(UserError, match="not an index of version 1"):
+        read_index(tmp_path)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(UserError, match="manifest index"):
+        read_index(tmp_path)
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("1.clean.pkl", b"x", "found '1.clean.pkl'"),
+        ("1.py", b"x", r"found '1\.py'"),
+        ("../1.clean.png", b"x", r"\.\./1|found"),
+        ("1.json", b"{", "is not JSON"),
+        ("1.json", b"[]", "is a list; expected an object"),
+        ("1.degraded.png", b"x", "has no clean image"),
+    ],
+)
+def test_only_images_and_json_are_accepted(tmp_path, name, data, message):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, name, data)
+    with pytest.raises(UserError, match=message):
+        index_shards(tmp_path)
+    assert not (tmp_path / INDEX).exists()
+
+
+def test_a_damaged_image_names_shard_and_member(tmp_path):
+    encoded = cv2.imencode(".jpg", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "1.clean.jpg", encoded[: len(encoded) // 2])
+        add(archive, "1.json", json.dumps({"dataset": "S"}).encode())
+    index_shards(tmp_path)
+    ((_, clean, _),) = read_index(tmp_path)
+    with pytest.raises(UserError, match=r"a\.tar#.*1\.clean.*cannot be read as an image"):
+        read_member(clean)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match=r"x\.tar: not an uncompressed tar"):
+        index_shards(tmp_path / "b")
