@@ -62,7 +62,7 @@ def restore(
     jobs = plan_jobs(paths, output)
     network, identity = _load(model)
     place = _device(device)
-    number_type = _precision(precision, place)
+    number_type = choose_precision(precision, place)
     network.set_precision(number_type).to(place)
     with _Display(jobs) as display:
         restorer = Restorer(
@@ -123,7 +123,7 @@ def _device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def _precision(name: str, device: "torch.device") -> "torch.dtype":
+def choose_precision(name: str, device: "torch.device") -> "torch.dtype":
     import torch
 
     if name == "auto":
