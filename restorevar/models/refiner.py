@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restorevar.models.config import RefinerConfig
+from restorevar.models.layers import GroupNorm
 from restorevar.models.quantizer import bicubic_resize
 from restorevar.models.scales import ScaleSchedule
 
@@ -167,9 +168,9 @@ class ConvolutionResidual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         groups = max(width // 16, 1)
-        self.norm1 = nn.GroupNorm(groups, width)
+        self.norm1 = GroupNorm(groups, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm2 = GroupNorm(groups, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,6 +203,7 @@ class ConvolutionRefiner(Refiner):
         last = self.norm_hidden(hidden[:, self.scales.span(len(self.scales) - 1)].to(dtype))
         grid = last.transpose(1, 2).unflatten(2, size)
         x = torch.cat([latent.to(dtype), bicubic_resize(features, size).to(dtype), grid.to(dtype)], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         return latent + self.conv_out(self.blocks(self.conv_in(x)))
 
     def set_scales(self, scales: ScaleSchedule) -> None:

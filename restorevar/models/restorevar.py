@@ -91,6 +91,9 @@ class RestoreVAR(nn.Module):
                 initialize_refiner(self.refiner)
         if config.detail is not None:
             self.detail = DetailPath(config.detail, config.tokenizer)
+        for part in (self.tokenizer, self.refiner, self.detail):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
     @property
     def scales(self) -> ScaleSchedule:

@@ -85,7 +85,8 @@ class TestPrecision:
     def test_float32_again(self) -> None:
         model = small_model().set_precision(torch.bfloat16).set_precision(torch.float32)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        assert all(parameter.is_contiguous() for parameter in model.parameters())
+        kernels = [parameter for parameter in model.tokenizer.parameters() if parameter.dim() == 4]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
     def test_huge_inputs_stay_finite(self) -> None:
         model = small_model().set_precision(torch.bfloat16)
