@@ -17,6 +17,7 @@ from restorevar.datamodules.manifest import (
     build_rows,
     check_rows,
     find_twins,
+    located,
     read_manifest,
     write_manifest,
 )
@@ -135,8 +136,8 @@ def pack(paths: list[Path], output: Path, shard_megabytes: int = 512) -> None:
         else:
             base = Path(os.path.abspath(path.parent))
             for row in read_manifest(path):
-                target = str(base / row.target_path) if row.target_path else ""
-                rows.append(row._replace(image_path=str(base / row.image_path), target_path=target))
+                target = str(located(base, row.target_path)) if row.target_path else ""
+                rows.append(row._replace(image_path=str(located(base, row.image_path)), target_path=target))
     if len({bool(row.target_path) for row in rows}) > 1:
         raise UserError("found pairs and single photos; pack them into two folders")
     if any(row.center_crop for row in rows):
@@ -173,11 +174,11 @@ def _chosen_layout(layout: str | None, degraded: str | None, clean: str | None, 
 
 def _twins(rows: Sequence[Row], base: Path, against: Path) -> list[Problem]:
     """Compares what is clean, or all there is, with the same of another set."""
-    mine = [base / (row.target_path or row.image_path) for row in rows]
+    mine = [located(base, row.target_path or row.image_path) for row in rows]
     if against.is_dir():
         others = list_photos(against)
     else:
-        others = [against.parent / (row.target_path or row.image_path) for row in read_manifest(against)]
+        others = [located(against.parent, row.target_path or row.image_path) for row in read_manifest(against)]
     unique, unique_others = list(dict.fromkeys(mine)), list(dict.fromkeys(others))
     with _bar(len(unique) + len(unique_others), "looking for twins") as advance:
         twins = find_twins(unique, unique_others, advance)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 from restorevar.datamodules.batch import RestorationBatch, RestorationSample, collate
 from restorevar.datamodules.sampler import EpochSampler
@@ -99,8 +99,10 @@ class TrainingLoader:
         self._inner = None
 
 
-class FixedSampler(Sampler[int]):
+class FixedSampler(DistributedSampler[int]):
     """A process's part of a fixed set, in order.
+
+    A `DistributedSampler` in name, so that Lightning does not put one of its own over it, which would repeat samples.
 
     Args:
         length: Samples of the whole set.
@@ -111,6 +113,7 @@ class FixedSampler(Sampler[int]):
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1, equal: bool = False) -> None:
+        super().__init__(range(length), world_size, rank, shuffle=False)  # type: ignore[arg-type]  # only its length
         count = -(-length // world_size) * world_size if equal or length < world_size else length
         self._indices = [index % length for index in range(rank, count, world_size)]
 

@@ -27,6 +27,7 @@ __all__ = [
     "build_rows",
     "check_rows",
     "find_twins",
+    "located",
     "read_manifest",
     "sizes_fit",
     "write_manifest",
@@ -305,6 +306,11 @@ def find_twins(
     return twins
 
 
+def located(base: Path, name: str) -> Path:
+    """Where a path of a manifest points; `..` is taken out without looking at the disk, as it was put in."""
+    return Path(os.path.normpath(base / name))
+
+
 def _relative(path: Path, base: Path) -> str:
     """Relative to `base` so that both can be moved together; absolute if they share nothing but the root."""
     try:
@@ -319,7 +325,7 @@ def _row_problems(number: int, row: Row, base: Path) -> Iterable[Problem]:
     for name in (row.image_path, row.target_path):
         if not name:
             continue
-        path = base / name
+        path = located(base, name)
         if not path.is_file():
             yield Problem(number, str(path), "missing")
             continue
@@ -329,11 +335,11 @@ def _row_problems(number: int, row: Row, base: Path) -> Iterable[Problem]:
             yield Problem(number, str(path), str(error).removeprefix(f"{path}: "))
     if row.target_path and os.path.normpath(row.image_path) == os.path.normpath(row.target_path):
         if row.kind != CLEAN_KIND:
-            yield Problem(number, str(base / row.image_path), "degraded and clean image are one file")
+            yield Problem(number, str(located(base, row.image_path)), "degraded and clean image are one file")
     elif len(shapes) == 2 and not sizes_fit(shapes[0], shapes[1], row.center_crop):
         (height, width), (clean_height, clean_width) = shapes
         message = f"{width} x {height} pixels, its clean image {clean_width} x {clean_height}"
-        yield Problem(number, str(base / row.image_path), message)
+        yield Problem(number, str(located(base, row.image_path)), message)
 
 
 def sizes_fit(degraded: Sequence[int], clean: Sequence[int], center_crop: bool) -> bool:

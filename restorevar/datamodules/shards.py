@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from restorevar.datamodules.manifest import Row
+from restorevar.datamodules.manifest import Row, located
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
 
@@ -166,7 +166,7 @@ def read_member(reference: str) -> NDArray[np.uint8]:
 def _add_sample(archive: tarfile.TarFile, key: str, row: Row, base: Path) -> None:
     sources = {"degraded": row.image_path, "clean": row.target_path} if row.target_path else {"clean": row.image_path}
     for part, name in sources.items():
-        suffix, data = _encoded(base / name)
+        suffix, data = _encoded(located(base, name))
         _add(archive, f"{key}.{part}{suffix}", data)
     fields = {"path": row.image_path, "degradation": row.kind, "dataset": row.dataset}
     _add(archive, f"{key}.json", json.dumps(fields).encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 from restorevar.datamodules.degradations import get_degradation
 from restorevar.datamodules.kinds import CLEAN_KIND, KINDS, PAIRED_KINDS
 from restorevar.datamodules.layouts import find_layout, match_files
-from restorevar.datamodules.manifest import read_manifest
+from restorevar.datamodules.manifest import located, read_manifest
 from restorevar.datamodules.shards import read_index
 from restorevar.errors import UserError
 
@@ -209,8 +209,8 @@ class Manifest(Source):
         base = resolve(self.root, root) if self.root is not None else path.parent
         records = [
             Record(
-                str(base / row.image_path),
-                str(base / row.target_path) if row.target_path else None,
+                str(located(base, row.image_path)),
+                str(located(base, row.target_path)) if row.target_path else None,
                 row.kind,
                 row.dataset,
                 center_crop=row.center_crop,

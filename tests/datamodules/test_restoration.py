@@ -84,6 +84,12 @@ def test_weights_set_the_shares(photos):
     assert Counter(kind for kind, _, _ in fingerprints(data.train_dataloader())) == {"haze": 18, "rain": 6}
 
 
+def test_a_degradation_of_the_users_own_is_an_import_path(photos):
+    own = "restorevar.datamodules.degradations.haze.haze"
+    data = module(photos.parent, train=[CleanPhotos(["photos"], {own: 1.0, "rain": 1.0})], batch_size=1)
+    assert Counter(kind for kind, _, _ in fingerprints(data.train_dataloader())) == {"haze": 6, "rain": 6}
+
+
 def test_five_paired_sets_of_very_different_size_are_drawn_equally(tmp_path):
     counts = dict(zip(KINDS, (1, 10, 25, 5, 60), strict=True))
     for kind, count in counts.items():

@@ -86,12 +86,12 @@ def test_sources_can_be_written_in_yaml(photos):
     parser.add_argument("--train", type=list[Source])
     text = """
 - class_path: restorevar.datamodules.CleanPhotos
-  init_args: {folders: [photos], degradations: {haze: 1, rain: 2.5}, severity: [0, 0.8]}
+  init_args: {folders: [photos], degradations: {haze: 1, my.own.dust: 2.5}, severity: [0, 0.8]}
 - class_path: PairedFolders
   init_args: {degraded: a, clean: b, kind: rain}
 """
     train = parser.instantiate_classes(parser.parse_args(["--train", text])).train
     assert train == [
-        CleanPhotos(["photos"], {"haze": 1.0, "rain": 2.5}, severity=(0.0, 0.8)),
+        CleanPhotos(["photos"], {"haze": 1.0, "my.own.dust": 2.5}, severity=(0.0, 0.8)),
         PairedFolders("a", "b", "rain"),
     ]

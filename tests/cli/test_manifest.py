@@ -1,0 +1,111 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorevar.cli import main
+from restorevar.datamodules.manifest import read_manifest
+from tests.datamodules.conftest import write_photos
+
+
+@pytest.fixture
+def lol(tmp_path):
+    """LOLv1's test part with 15 pairs."""
+    for path in write_photos(tmp_path / "LOL" / "eval15" / "high", 15, size=(80, 100)):
+        (tmp_path / "LOL" / "eval15" / "low").mkdir(exist_ok=True)
+        dark = np.asarray(Image.open(path)) // 4
+        Image.fromarray(dark).save(tmp_path / "LOL" / "eval15" / "low" / path.name)
+    return tmp_path / "LOL"
+
+
+def test_build_writes_relative_pairs_of_a_complete_set(lol, capsys):
+    output = lol.parent / "lists" / "lol.json"
+    assert main(["manifest", "build", str(lol), "--layout", "lol_v1_test", "--output", str(output)]) == 0
+    assert "15 pairs of LOLv1" in capsys.readouterr().out
+    rows = read_manifest(output)
+    assert len(rows) == 15
+    assert rows[0] == ("../LOL/eval15/low/000.png", "../LOL/eval15/high/000.png", "low_light", "LOLv1", False)
+    assert main(["manifest", "check", str(output)]) == 0
+
+
+def test_build_reports_faults_by_file_and_leaves_them_out(lol, capsys):
+    (lol / "eval15" / "high" / "003.png").unlink()
+    (lol / "eval15" / "low" / "004.png").write_bytes(b"")
+    Image.new("RGB", (5, 5)).save(lol / "eval15" / "low" / "005.png")
+    output, report = lol / "lol.csv", lol / "report.csv"
+    words = ["build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--report", str(report)]
+    assert main(["manifest", *words]) == 1
+    shown = capsys.readouterr().out
+    for name in ("003.png: no clean image", "004.png: ", "005.png: 5 x 5 pixels"):
+        assert name in shown
+    assert len(read_manifest(output)) == 12
+    with report.open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    (lol / "eval15" / "low" / "006.png").unlink()
+    assert main(["manifest", "build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--quick"]) == 1
+    assert "14 degraded images; LOLv1 (test) has 15" in capsys.readouterr().out
+
+
+def test_own_folders_need_no_layout(lol):
+    output = lol / "own.json"
+    patterns = ["--degraded", "low/{name}", "--clean", "high/{name}", "--kind", "low_light", "--dataset", "mine"]
+    assert main(["manifest", "build", str(lol), *patterns, "--output", str(output)]) == 0
+    assert {(row.kind, row.dataset) for row in read_manifest(output)} == {("low_light", "mine")}
+
+
+def test_check_names_row_and_file_and_twins(lol, capsys, tmp_path):
+    entries = [
+        {"image_path": f"eval15/low/{n:03}.png", "target_path": f"eval15/high/{n:03}.png", "degradation": "Low-light",
+         "dataset": "LOLv1"} for n in (0, 1, 2)
+    ]  # fmt: skip
+    entries[1]["image_path"] = "eval15/low/999.png"
+    manifest = lol / "m.json"
+    manifest.write_text(json.dumps(entries))
+    (tmp_path / "train").mkdir()
+    with Image.open(lol / "eval15" / "high" / "002.png") as photo:
+        photo.resize((70, 60)).save(tmp_path / "train" / "renamed.jpg", quality=80)
+    assert main(["manifest", "check", str(manifest), "--against", str(tmp_path / "train")]) == 1
+    shown = capsys.readouterr().out
+    assert "row 2: " in shown
+    assert "999.png: missing" in shown
+    assert "row 3: " in shown
+    assert "renamed.jpg" in shown
+    assert "3 rows, 2 problems" in shown
+
+
+def test_pack_and_index(lol, capsys):
+    assert main(["manifest", "pack", str(lol / "eval15" / "high"), "--output", str(lol / "shards")]) == 0
+    before = (lol / "shards" / "index.json").read_text()
+    (lol / "shards" / "index.json").unlink()
+    assert main(["manifest", "index", str(lol / "shards")]) == 0
+    assert (lol / "shards" / "index.json").read_text() == before
+    assert "15 samples in 1 shards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "LOL", "--output", "m.json"], "--layout NAME, or --degraded"),
+        (["build", "LOL", "--layout", "lol_v1", "--output", "m.json"], "did you mean 'lol_v1_t"),
+        (["build", "LOL", "--layout", "gopro_train", "--output", "m.json"], "no pair found in 30 photos"),
+        (["build", "LOL", "--layout", "lol_v1_test", "--output", "m.txt"], "ends in .json or .csv"),
+        (["build", "nowhere", "--layout", "lol_v1_test", "--output", "m.json"], "nowhere: no such folder"),
+        (["check", "none.json"], "none.json: no such file"),
+        (["pack", "none.json", "--output", "shards"], "none.json: no such file"),
+        (["index", "LOL"], "no .tar file"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_write_nothing(lol, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(lol.parent)
+    assert main(["manifest", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in lol.parent.iterdir()) == ["LOL"]
+
+
+def test_layouts_are_listed(capsys):
+    assert main(["manifest", "layouts"]) == 0
+    shown = capsys.readouterr().out
+    assert "gopro_train" in shown
+    assert "13,712" in shown
