@@ -1,0 +1,97 @@
+"""Training curves of one or more runs as CSV and PNG, from their TensorBoard events.
+
+python scripts/training_curves.py runs/nano/stage1 runs/nano/stage2 --output curves
+
+Writes ``curves.csv`` (run, tag, step, value) and ``curves.png`` (one panel a run and group of tags).
+Needs matplotlib (extra ``bench``).
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from restorevar.errors import UserError
+from restorevar.files import atomic_write
+
+PLOTTED = ("train/loss", "val/loss", "val/psnr", "val/gain", "val/accuracy", "codebook/perplexity")
+
+Rows = list[tuple[str, str, int, float]]
+
+
+def read_curves(folders: list[Path]) -> Rows:
+    """All scalars of the runs: (run's name, tag, step, value), the last value where a step was logged twice.
+
+    Args:
+        folders: Runs' folders (``trainer.default_root_dir``).
+
+    Raises:
+        UserError: If a folder holds no TensorBoard events.
+    """
+    rows: Rows = []
+    for folder in folders:
+        values: dict[tuple[str, int], float] = {}
+        files = sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+        if not files:
+            raise UserError(f"{folder} holds no TensorBoard events; expected a run's folder (trainer.default_root_dir)")
+        for file in files:  # a resumed run has several
+            events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+            events.Reload()
+            for tag in events.Tags()["scalars"]:
+                values |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+        rows += [(folder.name, tag, step, value) for (tag, step), value in sorted(values.items())]
+    return rows
+
+
+def plot(rows: Rows, path: Path) -> None:
+    """One panel a run and group of tags, linear axes, thin raw values."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+    for run, tag, step, value in rows:
+        for group in PLOTTED:
+            if tag.startswith(group):
+                curves.setdefault((run, group), {}).setdefault(tag, []).append((step, value))
+    columns = 3
+    height = -(-len(curves) // columns)
+    figure, axes = pyplot.subplots(height, columns, figsize=(4 * columns, 2.6 * height), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    for axis, ((run, group), tags) in zip(axes.flat, curves.items(), strict=False):
+        for tag, points in tags.items():
+            label = tag.removeprefix(group).lstrip("_/") or tag
+            axis.plot(*zip(*points, strict=True), linewidth=1, label=label)
+        axis.set_title(f"{run}: {group}", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        if len(tags) > 1:
+            axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Command line of this script."""
+    parser = argparse.ArgumentParser(description="Training curves as CSV and PNG.")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--output", type=Path, default=Path(), help="folder to write curves.csv and curves.png to")
+    arguments = parser.parse_args()
+    try:
+        rows = read_curves(arguments.runs)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    with atomic_write(arguments.output / "curves.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("run", "tag", "step", "value"))
+        writer.writerows((run, tag, step, f"{value:.6g}") for run, tag, step, value in rows)
+    with atomic_write(arguments.output / "curves.png") as temporary:
+        plot(rows, temporary)
+
+
+if __name__ == "__main__":
+    main()
