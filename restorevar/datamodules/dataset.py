@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import multiprocessing
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -110,6 +111,32 @@ class Skips:
         return self._count.value
 
 
+class PhotoCache:
+    """The photos read last, decoded; one a worker process.
+
+    Args:
+        megabytes: Most memory that they may take.
+    """
+
+    def __init__(self, megabytes: int) -> None:
+        self._limit, self._taken = megabytes * 1_000_000, 0
+        self._photos: OrderedDict[str, Pixels] = OrderedDict()
+
+    def read(self, reference: str) -> Pixels:
+        """`read_image`, from memory if it is there; not to be written to."""
+        photo = self._photos.get(reference)
+        if photo is not None:
+            self._photos.move_to_end(reference)
+            return photo
+        photo = read_image(reference)
+        if photo.nbytes <= self._limit:
+            self._photos[reference] = photo
+            self._taken += photo.nbytes
+            while self._taken > self._limit:
+                self._taken -= self._photos.popitem(last=False)[1].nbytes
+        return photo
+
+
 class TrainingDataset(Dataset[RestorationSample]):
     """Makes the sample of a draw; all randomness comes from (seed, epoch, position).
 
@@ -118,10 +145,19 @@ class TrainingDataset(Dataset[RestorationSample]):
         geometry: Crop, scale and flips.
         seed: Fixes everything.
         skips: Counts broken files, which are replaced by others of their pool; None raises instead.
+        cache_megabytes: Memory of each worker for decoded photos.
     """
 
-    def __init__(self, pools: Sequence[Pool], geometry: Geometry, seed: int, skips: Skips | None = None) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        geometry: Geometry,
+        seed: int,
+        skips: Skips | None = None,
+        cache_megabytes: int = 0,
+    ) -> None:
         self.pools, self.geometry, self.seed, self.skips = list(pools), geometry, seed, skips
+        self.cache = PhotoCache(cache_megabytes)
 
     def __len__(self) -> int:
         return sum(len(pool.records) for pool in self.pools)
@@ -147,12 +183,12 @@ class TrainingDataset(Dataset[RestorationSample]):
         seed = int(generator.integers(2**31))
         mirror, turn = self.geometry.flips(generator)
         if pool.kind == CLEAN_KIND:
-            photo = read_image(record.clean or record.path)
+            photo = self.cache.read(record.clean or record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
             clean = resized_crop(photo, resized, crop)
             degraded = clean
         elif record.made:
-            photo = read_image(record.path)
+            photo = self.cache.read(record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
             photo = resize(photo, resized)
             degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop)

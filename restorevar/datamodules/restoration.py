@@ -1,6 +1,7 @@
 """The DataModule of all stages."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from restorevar.datamodules.sources import Collection, Record, Source
 from restorevar.errors import UserError
 
 __all__ = ["RestorationDataModule"]
+
+logger = logging.getLogger(__name__)
 
 
 class RestorationDataModule(L.LightningDataModule):
@@ -53,6 +56,7 @@ class RestorationDataModule(L.LightningDataModule):
         vertical_flip: Turn half of the training samples upside down.
         skip_broken: Replace a training sample whose file cannot be read, with a warning and a count, instead of
             stopping.
+        cache_megabytes: Memory of each worker for decoded training photos; pays where they are few.
         pin_memory: Hand out batches in page-locked memory; for GPUs.
     """
 
@@ -73,6 +77,7 @@ class RestorationDataModule(L.LightningDataModule):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         skip_broken: bool = False,
+        cache_megabytes: int = 0,
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +92,7 @@ class RestorationDataModule(L.LightningDataModule):
         self.resize_short_side = resize_short_side
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.skip_broken = skip_broken
+        self.cache_megabytes = cache_megabytes
         self.pin_memory = pin_memory
         self.skips = Skips() if skip_broken else None
         self._collections: dict[str, list[Collection]] = {}
@@ -117,7 +123,7 @@ class RestorationDataModule(L.LightningDataModule):
         rank, world_size = self._place()
         sampler = EpochSampler(tasks, length, self.batch_size, self.seed, rank, world_size)
         self._train_loader = TrainingLoader(
-            TrainingDataset(pools, self._geometry(), self.seed, self.skips),
+            TrainingDataset(pools, self._geometry(), self.seed, self.skips, self.cache_megabytes),
             sampler,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -152,6 +158,8 @@ class RestorationDataModule(L.LightningDataModule):
         """Ends the worker processes."""
         if self._train_loader is not None:
             self._train_loader.shutdown()
+        if self.skips is not None and self.skips.count:
+            logger.warning("%d training samples were replaced because their files could not be read", self.skips.count)
 
     def _fixed(self, part: str, geometry: Geometry | None, batch_size: int) -> DataLoader[RestorationSample]:
         collections = self._of(part)
@@ -212,10 +220,9 @@ class RestorationDataModule(L.LightningDataModule):
         for name in ("batch_size", "val_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}; expected 1 or more")
-        if self.num_workers < 0:
-            raise UserError(f"num_workers: found {self.num_workers}; expected 0 or more")
-        if self.seed < 0:
-            raise UserError(f"seed: found {self.seed}; expected 0 or more")
+        for name in ("num_workers", "seed", "cache_megabytes"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: found {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.clean_share < 1:
             raise UserError(f"clean_share: found {self.clean_share}; expected a number from 0 to below 1")
         if self.resize_short_side is not None:

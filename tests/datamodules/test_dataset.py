@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from restorevar.datamodules import dataset as dataset_module
 from restorevar.datamodules.batch import collate, to_tensor
 from restorevar.datamodules.dataset import (
     FixedDataset,
@@ -23,6 +24,7 @@ from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.sampler import Draw
 from restorevar.datamodules.sources import FixedDegradations, PairedFolders, Record
 from restorevar.errors import UserError
+from restorevar.restoration.photo import read_rgb
 
 
 @settings(deadline=None, max_examples=60)
@@ -73,6 +75,19 @@ def test_a_sample_hangs_on_seed_epoch_and_position_only(photos):
     assert (one["degraded"] == make[1][Draw(2, 7, 0, 3)]["degraded"]).all()
     for other in (make[2][Draw(2, 7, 0, 3)], make[0][Draw(3, 7, 0, 3)], make[0][Draw(2, 8, 0, 3)]):
         assert (one["degraded"] != other["degraded"]).any()
+
+
+def test_the_cache_keeps_the_photos_read_last_and_changes_no_sample(photos, monkeypatch):
+    reads = []
+    monkeypatch.setattr(dataset_module, "read_image", lambda path: reads.append(path) or read_rgb(path))
+    draws = [Draw(0, position, 0, record) for position, record in enumerate((0, 1, 0, 1, 2, 0))]
+    plain = TrainingDataset([pool_of(photos, "haze")], Geometry((16, 16)), 0)
+    without = [plain[draw]["degraded"].tolist() for draw in draws]
+    reads.clear()
+    cached = TrainingDataset([pool_of(photos, "haze")], Geometry((16, 16)), 0)
+    cached.cache._limit = 2 * 40 * 60 * 3  # two photos
+    assert [cached[draw]["degraded"].tolist() for draw in draws] == without
+    assert [int(path[-7:-4]) for path in reads] == [0, 1, 2, 0]
 
 
 def test_pairs_are_cropped_and_flipped_together(pairs):
