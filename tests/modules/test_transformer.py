@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from restorevar.errors import UserError
+from restorevar.models import RestoreVAR, ScaleSchedule
+from restorevar.modules import TransformerModule
+from restorevar.modules.transformer import token_weights
+from tests.conftest import TRANSFORMER
+from tests.modules.stages import changed, fit, make_batch, snapshot
+
+
+@pytest.fixture
+def module(tiny_folders):
+    module = TransformerModule(initial_model=str(tiny_folders["transformer"]))
+    module.configure_model()
+    return module
+
+
+def test_weights_of_scales():
+    schedule = ScaleSchedule((1, 2, 4))
+    assert token_weights(schedule, "tokens").tolist() == [1.0] * 21
+    weights = token_weights(schedule, "inverse_side")
+    assert weights.mean() == pytest.approx(1.0)
+    # weight 1 / s_k a token: scale k has s_k^2 of them, so it counts in proportion to s_k
+    sums = torch.stack([weights[schedule.span(scale)].sum() for scale in range(3)])
+    assert torch.allclose(sums / sums[0], torch.tensor([1.0, 2.0, 4.0]))
+
+
+def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(module):
+    batch = make_batch()
+    model = module.model
+    logits = model.teacher_forced(batch["clean"], batch["degraded"])
+    tokens = model.tokenizer.quantizer.quantize(model.tokenizer.encode(batch["clean"]), model.scales).tokens
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    loss, _, found = module._shared_step(batch)
+    assert torch.equal(found, tokens)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_untrained_model_guesses(tiny_folders):
+    module = TransformerModule(initial_model=str(tiny_folders["tokenizer"]), transformer=TRANSFORMER)
+    module.configure_model()
+    loss, _, _ = module._shared_step(make_batch())
+    assert float(loss) == pytest.approx(math.log(16), rel=0.05)
+
+
+def test_only_the_transformer_learns(module, tiny_photos, tmp_path):
+    before = snapshot(module.model)
+    fit(module, tiny_photos, tmp_path)
+    names = changed(before, module.model)
+    assert names
+    assert all(name.startswith("transformer.") for name in names)
+
+
+def test_it_learns_a_batch_by_heart(module):
+    batch = make_batch(size=2)
+    module.train()
+    optimizer = torch.optim.AdamW(module.model.transformer.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss, _, _ = module._shared_step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_validation_is_by_roll_out(module, tiny_photos, tmp_path):
+    trainer = fit(module, tiny_photos, tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=2)
+    logged = trainer.callback_metrics
+    for name in ("val/psnr", "val/ssim", "val/gain", "val/psnr_haze", "val/gain_low_light", "val/accuracy_scale_3"):
+        assert name in logged, name
+    assert "val/psnr_rain" not in logged  # no such photo among them
+    # scored on what `generate` makes, not on teacher-forced logits
+    scored = []
+    data = trainer.datamodule.val_dataloader()
+    for batch in data:
+        image = module.model.generate(batch["degraded"]).image
+        error = (image - (batch["clean"] + 1) / 2).square().mean((1, 2, 3))
+        scored += (-10 * error.log10()).tolist()
+    mean = sum(scored) / len(scored)
+    assert float(logged["val/psnr"]) == pytest.approx(mean, abs=0.02)
+
+
+def test_a_tokenizer_alone_needs_sizes(tiny_folders):
+    module = TransformerModule(initial_model=str(tiny_folders["tokenizer"]))
+    with pytest.raises(UserError, match=r"no transformer and model\.transformer gives no sizes"):
+        module.configure_model()
+
+
+def test_the_stage_before_is_needed():
+    with pytest.raises(UserError, match=r"model\.initial_model"):
+        TransformerModule().configure_model()
+
+
+def test_checkpoints_hold_the_whole_model(module, tiny_photos, tmp_path):
+    trainer = fit(module, tiny_photos, tmp_path, steps=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]
+    assert {name.removeprefix("model.") for name in saved} == set(RestoreVAR(module.model.config).state_dict())
