@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from restorevar.models.products import attention
+
 __all__ = ["AttentionBlock", "Downsample", "GroupNorm", "GroupNormSiLU", "ResidualBlock", "Upsample"]
 
 # values handled at a time by the channels-last norm: what the last-level cache holds several times over
@@ -198,7 +200,7 @@ class AttentionBlock(nn.Module):
         height, width = x.shape[2:]
         # (B, 1 head, positions, channels); free of copies in channels-last memory
         query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attention(query, key, value)
         return x + self.out(attended.squeeze(1).transpose(1, 2).unflatten(2, (height, width)))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from restorevar.models.config import RefinerConfig
 from restorevar.models.layers import GroupNorm
+from restorevar.models.products import Linear, attention
 from restorevar.models.quantizer import bicubic_resize
 from restorevar.models.scales import ScaleSchedule
 
@@ -28,13 +29,13 @@ class RefinerSelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, width) -> (B, n, width)."""
         query, key, value = (_heads(part, self.heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
-        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class RefinerCrossAttention(nn.Module):
@@ -45,15 +46,15 @@ class RefinerCrossAttention(nn.Module):
         self.heads = heads
         self.norm_query = nn.LayerNorm(width)
         self.norm_hidden = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """(B, n, width) and (B, T, width) -> (B, n, width)."""
         query = _heads(self.query(self.norm_query(x)), self.heads)
         key, value = (_heads(part, self.heads) for part in self.key_value(self.norm_hidden(hidden)).chunk(2, dim=-1))
-        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class RefinerMlp(nn.Module):
@@ -62,12 +63,12 @@ class RefinerMlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, width) -> (B, n, width)."""
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(self.fc1(self.norm(x), gelu="none"))
 
 
 class RefinerLayer(nn.Module):
@@ -122,13 +123,13 @@ class AttentionRefiner(Refiner):
         self.scales = scales
         self.norm_latent = nn.LayerNorm(latent_channels)
         self.norm_hidden = nn.LayerNorm(hidden_width)
-        self.project_latent = nn.Linear(latent_channels, config.width, bias=False)
-        self.project_hidden = nn.Linear(hidden_width, config.width, bias=False)
+        self.project_latent = Linear(latent_channels, config.width, bias=False)
+        self.project_hidden = Linear(hidden_width, config.width, bias=False)
         self.latent_position = nn.Parameter(torch.zeros(scales.lengths[-1], config.width))
         self.hidden_position = nn.Parameter(torch.zeros(scales.tokens, config.width))
         self.layers = nn.ModuleList(RefinerLayer(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
-        self.project_out = nn.Linear(config.width, latent_channels, bias=False)
+        self.project_out = Linear(config.width, latent_channels, bias=False)
 
     def forward(self, latent: Tensor, hidden: Tensor, features: Tensor) -> Tensor:
         """See :meth:`Refiner.forward`."""

@@ -193,7 +193,7 @@ class RestoreVAR(nn.Module):
         for scale in range(len(scales)):
             inputs = None if running is None else quantizer.next_input(running, scale, scales)
             hidden.append(transformer.step(state, inputs, scale))
-            tokens.append(transformer.logits(hidden[-1]).argmax(-1))
+            tokens.append(transformer.predict(hidden[-1]))
             added = quantizer.contribution(tokens[-1], scale, scales)
             running = added if running is None else running + added
         assert running is not None

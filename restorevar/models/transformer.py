@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from restorevar.models.cache import KeyValueCache
 from restorevar.models.config import TransformerConfig
+from restorevar.models.products import Linear, attention, linear
 from restorevar.models.quantizer import area_resize, bicubic_resize
 from restorevar.models.rotary import apply_rotary, rotary_table
 from restorevar.models.scales import ScaleSchedule
 
 __all__ = ["Condition", "RollOutState", "ScaleTransformer"]
+
+LOGIT_ROWS = 256  # tokens of each photo whose logits exist at a time
 
 
 @dataclass
@@ -104,16 +107,16 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(width))
         self.value_bias = nn.Parameter(torch.zeros(width))
         self.scale = AttentionScale(heads)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, n, D) of normalised inputs (B, n, C)."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv = linear(x, self.qkv.weight, bias)
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.scale.query(query, table), self.scale.key(key, table), value
 
@@ -136,10 +139,10 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.norm_query = nn.LayerNorm(width, eps=1e-5)
         self.norm_condition = nn.LayerNorm(width, eps=1e-5)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
         self.scale = AttentionScale(heads)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
         self.gain = nn.Parameter(torch.tensor(float(gain_init)))
 
     def project_condition(self, tokens: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +155,7 @@ class CrossAttention(nn.Module):
         """(B, n, C) -> (B, n, C)."""
         query = self.query(self.norm_query(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         query = self.scale.query(query, table)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = attention(query, key, value, scale=1.0)
         return self.out(attended.transpose(1, 2).flatten(2)) * self.gain
 
 
@@ -166,12 +169,12 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, C) -> (B, n, C)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.fc1(x, gelu="tanh"))
 
 
 class Block(nn.Module):
@@ -200,9 +203,7 @@ class Block(nn.Module):
         query, key, value = self.attention.project(self._norm(x), table)
         # one call a scale on a prefix of the keys: the scale-causal mask without a mask, and half of the products
         attended = [
-            F.scaled_dot_product_attention(
-                query[:, :, span], key[:, :, : span.stop], value[:, :, : span.stop], scale=1.0
-            )
+            attention(query[:, :, span], key[:, :, : span.stop], value[:, :, : span.stop], scale=1.0)
             for span in map(scales.span, range(len(scales)))
         ]
         x = x + self.drop_path(self.attention.merge(torch.cat(attended, dim=2)))
@@ -213,7 +214,7 @@ class Block(nn.Module):
         """One scale (B, n, C) -> (B, n, C), with the cache of the coarser ones."""
         query, key, value = self.attention.project(self._norm(x), table)
         keys, values = state.cache.extend(index, key, value)
-        x = x + self.attention.merge(F.scaled_dot_product_attention(query, keys, values, scale=1.0))
+        x = x + self.attention.merge(attention(query, keys, values, scale=1.0))
         x = x + self.mlp(self._norm(x))
         return x + self.cross(x, table, *state.cross[index])
 
@@ -236,20 +237,20 @@ class ScaleTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.word_embed = nn.Linear(latent_channels, width)
+        self.word_embed = Linear(latent_channels, width)
         self.class_embed = nn.Embedding(config.class_count, width)
         self.level_embed = nn.Embedding(len(scales), width)
-        self.condition_project = nn.Linear(latent_channels, latent_channels)
-        self.condition_embed = nn.Linear(latent_channels, width)
+        self.condition_project = Linear(latent_channels, latent_channels)
+        self.condition_embed = Linear(latent_channels, width)
         self.condition_level_embed = nn.Parameter(torch.zeros(width))
-        self.global_embed = nn.Linear(latent_channels, width)
+        self.global_embed = Linear(latent_channels, width)
         self.global_gain = nn.Parameter(torch.tensor(float(config.gain_init)))
-        self.local_embed = nn.Linear(latent_channels, width) if config.local_condition else None
+        self.local_embed = Linear(latent_channels, width) if config.local_condition else None
         last = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(
             Block(config, config.drop_path_rate * index / last) for index in range(config.depth)
         )
-        self.head = nn.Linear(width, vocabulary_size)
+        self.head = Linear(width, vocabulary_size)
         self.gradient_checkpointing = False
         self.set_scales(scales)
 
@@ -308,7 +309,11 @@ class ScaleTransformer(nn.Module):
         """Head in float32: last block's outputs (B, n, C) -> (B, n, V)."""
         with torch.autocast(hidden.device.type, enabled=False):
             normalized = F.layer_norm(hidden.float(), (self.config.width,), eps=1e-6)
-            return F.linear(normalized, self.head.weight.float(), self.head.bias.float())
+            return linear(normalized, self.head.weight.float(), self.head.bias.float())
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Most likely tokens (B, n) int64 of the last block's outputs (B, n, C), without ever keeping all logits."""
+        return torch.cat([self.logits(part).argmax(-1) for part in hidden.split(LOGIT_ROWS, dim=1)], dim=1)
 
     def forward(self, teacher_input: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Teacher-forced pass over all scales.
