@@ -7,8 +7,9 @@ import math
 import multiprocessing
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
+ResizeFilter = Literal["lanczos", "area"]
 ATTEMPTS = 20  # other records tried for a broken one
 
 
@@ -57,12 +59,14 @@ class Geometry(NamedTuple):
             holds always. None keeps the photo's size unless it is too small for the crop.
         horizontal_flip: Mirror half of the samples.
         vertical_flip: Turn half of the samples upside down.
+        resize_filter: `lanczos`, or `area`, three times as fast and a little softer.
     """
 
     size: tuple[int, int]
     resize_short_side: tuple[float, float] | None = (1.125, 1.125)
     horizontal_flip: bool = True
     vertical_flip: bool = False
+    resize_filter: ResizeFilter = "lanczos"
 
     def plan(self, shape: Sequence[int], generator: np.random.Generator | None) -> tuple[tuple[int, int], Crop]:
         """Size of the resized photo, and the crop (top, left, height, width) in it.
@@ -87,6 +91,16 @@ class Geometry(NamedTuple):
         else:
             top, left = (int(generator.integers(0, room + 1)) for room in spare)
         return resized, (top, left, height, width)
+
+    def resized_crop(self, image: Pixels, size: tuple[int, int], crop: Crop) -> Pixels:
+        """The crop of the resized image, without resizing what Lanczos need not see."""
+        if image.shape[:2] == size or self.resize_filter == "area":
+            return cut(resize(image, size, self.resize_filter), crop)
+        top, left, height, width = crop
+        vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
+        box = (left * horizontal, top * vertical, (left + width) * horizontal, (top + height) * vertical)
+        box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
     def flips(self, generator: np.random.Generator) -> tuple[bool, bool]:
         """Whether to mirror, and whether to turn upside down."""
@@ -185,18 +199,18 @@ class TrainingDataset(Dataset[RestorationSample]):
         if pool.kind == CLEAN_KIND:
             photo = self.cache.read(record.clean or record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
-            clean = resized_crop(photo, resized, crop)
+            clean = self.geometry.resized_crop(photo, resized, crop)
             degraded = clean
         elif record.made:
             photo = self.cache.read(record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
-            photo = resize(photo, resized)
+            photo = resize(photo, resized, self.geometry.resize_filter)
             degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop)
             clean = cut(photo, crop)
         else:
             degraded, clean = read_pair(record)
             resized, crop = self.geometry.plan(clean.shape, generator)
-            degraded, clean = resized_crop(degraded, resized, crop), resized_crop(clean, resized, crop)
+            degraded, clean = (self.geometry.resized_crop(image, resized, crop) for image in (degraded, clean))
         if mirror:
             degraded, clean = degraded[:, ::-1], clean[:, ::-1]
         if turn:
@@ -236,7 +250,7 @@ class FixedDataset(Dataset[RestorationSample]):
             crop = (0, 0, *photo.shape[:2])
             if self.geometry is not None:
                 resized, crop = self.geometry.plan(photo.shape, None)
-                photo = resize(photo, resized)
+                photo = resize(photo, resized, self.geometry.resize_filter)
             clean = cut(photo, crop)
             if kind == CLEAN_KIND:
                 degraded, severity = clean, 0.0
@@ -261,7 +275,7 @@ class FixedDataset(Dataset[RestorationSample]):
     def _cropped(self, image: Pixels) -> Pixels:
         if self.geometry is None:
             return image
-        return resized_crop(image, *self.geometry.plan(image.shape, None))
+        return self.geometry.resized_crop(image, *self.geometry.plan(image.shape, None))
 
 
 def short_kind(kind: str) -> str:
@@ -291,22 +305,13 @@ def read_pair(record: Record) -> tuple[Pixels, Pixels]:
     return degraded, cut(clean, (border, border, *degraded.shape[:2]))
 
 
-def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Lanczos to (height, width), antialiased."""
+def resize(image: Pixels, size: tuple[int, int], resize_filter: ResizeFilter = "lanczos") -> Pixels:
+    """To (height, width), antialiased."""
     if image.shape[:2] == size:
         return image
+    if resize_filter == "area":
+        return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-
-
-def resized_crop(image: Pixels, size: tuple[int, int], crop: Crop) -> Pixels:
-    """`cut(resize(image, size), crop)` up to rounding of the crop's border, without resizing what is cut away."""
-    if image.shape[:2] == size:
-        return cut(image, crop)
-    top, left, height, width = crop
-    vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
-    box = (left * horizontal, top * vertical, (left + width) * horizontal, (top + height) * vertical)
-    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def cut(image: Pixels, crop: Crop) -> Pixels:

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from restorevar.datamodules.batch import RestorationBatch, RestorationSample
-from restorevar.datamodules.dataset import FixedDataset, Geometry, Pool, Skips, TrainingDataset
+from restorevar.datamodules.dataset import FixedDataset, Geometry, Pool, ResizeFilter, Skips, TrainingDataset
 from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.datamodules.loader import FixedSampler, TrainingLoader, fixed_loader
 from restorevar.datamodules.sampler import EpochSampler, Task
@@ -48,10 +48,11 @@ class RestorationDataModule(L.LightningDataModule):
         seed: Fixes order, crops and degradations.
         clean_share: Share of training samples whose degraded image is the clean one, so that a model learns to leave
             good photos alone; in [0, 1).
-        resize_short_side: Before cropping, the short side is resized (Lanczos) to the crop's size times a factor from
+        resize_short_side: Before cropping, the short side is resized to the crop's size times a factor from
             this range, drawn log-uniformly and at most the photo's own size unless the lower end asks for more.
             (1.125, 1.125) is the published recipe; (1.0, 2.5) gives a small model a range of scales; null crops from
             the photo as it is.
+        resize_filter: How: `lanczos`, as published, or `area`, three times as fast and a little softer.
         horizontal_flip: Mirror half of the training samples.
         vertical_flip: Turn half of the training samples upside down.
         skip_broken: Replace a training sample whose file cannot be read, with a warning and a count, instead of
@@ -74,6 +75,7 @@ class RestorationDataModule(L.LightningDataModule):
         seed: int = 0,
         clean_share: float = 0.0,
         resize_short_side: tuple[float, float] | None = (1.125, 1.125),
+        resize_filter: ResizeFilter = "lanczos",
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         skip_broken: bool = False,
@@ -90,6 +92,7 @@ class RestorationDataModule(L.LightningDataModule):
         self.seed = seed
         self.clean_share = clean_share
         self.resize_short_side = resize_short_side
+        self.resize_filter = resize_filter
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.skip_broken = skip_broken
         self.cache_megabytes = cache_megabytes
@@ -180,7 +183,9 @@ class RestorationDataModule(L.LightningDataModule):
 
     def _geometry(self) -> Geometry:
         height, width = self.image_size
-        return Geometry((height, width), self.resize_short_side, self.horizontal_flip, self.vertical_flip)
+        return Geometry(
+            (height, width), self.resize_short_side, self.horizontal_flip, self.vertical_flip, self.resize_filter
+        )
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""

@@ -18,7 +18,6 @@ from restorevar.datamodules.dataset import (
     TrainingDataset,
     cut,
     resize,
-    resized_crop,
 )
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.sampler import Draw
@@ -52,10 +51,14 @@ def test_photos_are_not_enlarged_more_than_the_lower_end_asks_for():
     assert 95 < max(sizes)[0] <= 100
 
 
-def test_resizing_a_crop_equals_cropping_the_resized_photo(photos):
+@pytest.mark.parametrize("resize_filter", ["lanczos", "area"])
+def test_resizing_a_crop_equals_cropping_the_resized_photo(photos, resize_filter):
     photo = np.asarray(Image.open(photos / "000.png"))
+    geometry = Geometry((1, 1), resize_filter=resize_filter)
     for size, crop in (((25, 37), (3, 5, 16, 20)), ((80, 120), (64, 0, 16, 120)), ((40, 60), (1, 2, 3, 4))):
-        difference = resized_crop(photo, size, crop).astype(int) - cut(resize(photo, size), crop)
+        difference = geometry.resized_crop(photo, size, crop).astype(int) - cut(
+            resize(photo, size, resize_filter), crop
+        )
         assert np.abs(difference).max() <= 2  # both passes round to 8 bits
 
 
