@@ -17,7 +17,8 @@ $(INSTALLED): pyproject.toml
 		{ echo "error: $$($(PYTHON) --version) found, 3.11 or newer expected; try: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@echo 'installing into .venv: a few minutes, about 6 GB ...'
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
 demo: $(INSTALLED) ## train on photographs inside scikit-image, restore held-out ones, leave demo/before_after.png
