@@ -58,8 +58,6 @@ def main() -> None:
     theirs, ours = np.array(theirs), np.array(ours)
     print(f"{arguments.folder.name}: {len(theirs)} pairs; {arguments.kind}: {len(ours)} made\n")
     print("| measure | theirs: range (median) | ours: 2nd to 98th percentile (median) | theirs inside | median fits |")
-        "| measure | theirs: range (median) | ours: 2nd to 98th percentile (median) | theirs inside | median inside |"
-    )
     print("|---|---|---|---|---|")
     for index, name in enumerate(MEASURES):
         low, high = np.percentile(ours[:, index], (2, 98))

@@ -68,8 +68,8 @@ def _sky(view: View) -> FloatImage:
     bright = np.clip((darkest_channel(colour) - 0.55) * 4, 0, 1)
     mean = cv2.blur(grey, (3, 3))
     rough = np.sqrt(np.maximum(cv2.blur(grey * grey, (3, 3)) - mean * mean, 0))
-    smooth = np.clip(1.5 - rough * 30, 0, 1)
-    sky = np.maximum(blue * np.clip((grey - 0.25) * 5, 0, 1), bright) * smooth
+    smooth = np.clip(1.6 - rough * 25, 0, 1)
+    sky = np.maximum(blue * np.clip((colour[..., 2] - 0.2) * 5, 0, 1), bright) * smooth
     # what is below something that is not sky is not sky
     return np.minimum.accumulate(cv2.dilate(sky, np.ones((3, 3), np.uint8)), axis=0)
 

@@ -18,7 +18,7 @@ def mixed(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     order: list[DegradationFunction] = [motion_blur, low_light, haze, falling]
     count = 2 if random.random() < 0.6 else 3
     chosen = sorted(int(index) for index in random.choice(len(order), count, replace=False))
-    shares = random.uniform(0.4, 0.85, len(order))
+    shares = random.uniform(0.4, 0.85, len(order)) * (1, 1, 1, 0.6)
     used: dict[str, Parameters] = {}
     for index in chosen[:-1]:
         share = severity * shares[index]

@@ -22,22 +22,24 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     angle = math.radians(random.normal(0, 15))
     layers = int(random.integers(2, 5))
     crossing = math.radians(random.uniform(0, 14)) if random.random() < 0.3 else 0.02
-    strength = min(1.0, random.uniform(0.2, 0.5) * severity**0.5 + random.uniform(0.6, 1.2) * severity**1.3)
+    strength = min(1.0, random.uniform(0.2, 0.5) * severity**0.5 + random.uniform(0.6, 1.8) * severity**1.2)
     length = random.uniform(14, 60)
     width = random.uniform(0.6, 1.3) * (length / 25) ** 0.5 * (1 + 0.4 * severity)
     # streaks in 512 x 512 pixels: as many as cover this share, long and thick ones are fewer
-    coverage = severity**0.6 * random.uniform(0.3, 1.2)
-    density = min(coverage * 512**2 / (0.6 * length * max(width, 1)), 9000)
-    mist = severity * random.uniform(0.0, 0.8) * (random.random() < 0.6)
+    coverage = severity**0.6 * random.uniform(0.25, 1.1)
+    density = min(coverage * 512**2 / (0.6 * length * max(width, 1)), 7000)
+    # fine rain comes with mist, the heaviest sometimes
+    mist = min(severity, 0.25) * (1.1 - severity) * random.uniform(0, 1)
+    mist += severity * random.uniform(0, 0.8) * (random.random() < 0.2)
     airlight = airlight_colour(view, random)
     # the drops' brightness: the scene's average and more, up to white
-    heaviness = min(1.0, 1.8 * severity)
+    heaviness = min(1.0, 1.8 * severity) * min(1.0, random.uniform(0.6, 1.6))
     scene = float(view.thumbnail.mean())
     glow = min(1.0, scene + random.uniform(0.15, 0.35))
     brightness = glow + (random.uniform(0.85, 1.0) - glow) * heaviness
     brightness *= view.illumination ** (1 / 2.2)
     # a drop hides what is behind it; in Rain100H its light is only added
-    hiding = 1 - heaviness * random.uniform(0, 1)
+    hiding = 1 - heaviness * min(1.0, random.uniform(0, 1.3))
 
     image = view.display()
     if mist:
@@ -55,11 +57,11 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         # streams of their own: more severity adds streaks and moves none
         centre = view.random(f"places {layer}").uniform(-border, (columns + border, height + border), (count, 2))
         size = reach * view.random(f"lengths {layer}").uniform(0.3, 0.8, count)
-        opacity = strength * view.random(f"opacities {layer}").uniform(0.2, 1, count)
+        opacity = strength * view.random(f"opacities {layer}").uniform(0.4, 1, count)
         direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
         thickness = width * nearness * view.unit
         taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
-        softness = 0.4 * thickness if nearness > 1 else 0.3 * thickness
+        softness = 0.35 * thickness if nearness > 1 else 0.25 * thickness
         drawn = draw(view, Strokes(centre, direction * size[:, None], opacity, thickness, softness, taper))
         if drawn is not None:
             clear *= 1 - drawn

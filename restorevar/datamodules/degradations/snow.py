@@ -11,8 +11,17 @@ from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
 
-# flake diameter (pixels in 512 x 512), number at full density, opacity
-_LAYERS = ((1.5, 2600, 1.0), (2.6, 800, 1.0), (4.8, 190, 1.0), (9.0, 40, 0.7), (18.0, 8, 0.4))
+# flake diameter (pixels in 512 x 512), number at full density, opacity: the nearest are out of focus
+_LAYERS = (
+    (1.1, 2400, 0.8),
+    (1.7, 1500, 1.0),
+    (2.6, 700, 1.0),
+    (3.8, 260, 1.0),
+    (5.6, 110, 1.0),
+    (8.5, 45, 0.8),
+    (13.0, 14, 0.6),
+    (20.0, 6, 0.35),
+)
 
 
 def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
@@ -21,11 +30,11 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     angle = math.radians(random.normal(0, 30))
     speed = random.uniform(0.0, 1.0) ** 2 * 5
     scale = random.uniform(0.8, 1.5)
-    largest = int(random.integers(1, len(_LAYERS) + 1))
+    largest = int(random.integers(2, len(_LAYERS) + 1))
     # fine snow is denser
-    density = severity * random.uniform(0.4, 1.6) * (2.0 if largest == 1 else 1.0)
+    density = severity * random.uniform(0.4, 1.6) * (2.0 if largest <= 3 else 1.0)
     strength = min(1.0, severity**0.4 * random.uniform(0.6, 1.2))
-    mist = severity * random.uniform(0.0, 0.7)
+    mist = severity * random.uniform(0.1, 0.8)
     blur = random.uniform(0.15, 0.4)
     airlight = airlight_colour(view, random)
     brightness = random.uniform(0.85, 1.0) * view.illumination ** (1 / 2.2)
@@ -47,7 +56,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         opacity = strength * fading * view.random(f"opacities {layer}").uniform(0.25, 1, count)
         reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
         thickness = diameter
-        if layer >= 1:
+        if layer >= 2:
             # a flake is a lump of crystals, not a disc
             lumps = view.random(f"lumps {layer}").normal(0, 0.3 * diameter, (count, 3, 2))
             centre = (centre[:, None] + lumps).reshape(-1, 2)
