@@ -14,6 +14,7 @@ Policy, the same everywhere in the package:
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import struct
@@ -48,6 +49,8 @@ SUFFIXES = {
 """File name endings (lower case) that are read and written, and the format that each stands for."""
 
 _OPENED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_ROWS = 256
+_DEFLATE = 4  # photographs come out as small as with level 6
 _ORIENTATION = ExifTags.Base.Orientation
 # TIFF keeps its own bookkeeping among the EXIF entries: it belongs to the old file's layout
 _TIFF_LAYOUT = {
@@ -171,14 +174,13 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
     if (high and photo.format not in ("PNG", "TIFF")) or (photo.alpha is not None and photo.format == "JPEG"):
         what = "16 bits a channel" if high else "alpha"
         raise UserError(f"{path}: {photo.format} cannot hold {what}; choose PNG or TIFF")
-    channels = _channels(photo)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         if photo.format == "TIFF":
-            _write_tiff(file, channels, photo)
+            _write_tiff(file, photo)
         elif high:
-            _write_png_16(file, channels, photo)
+            _write_png_16(file, photo)
         else:
-            _write_8(file, channels, photo)
+            _write_8(file, photo)
 
 
 @contextlib.contextmanager
@@ -248,7 +250,8 @@ def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] 
         orientation = _orientation(image)  # Pillow turns a TIFF while it decodes
         pixels = _read_with_pillow(image)
     pixels = _upright(pixels, orientation)
-    return pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None, grey
+    alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+    return np.ascontiguousarray(pixels[..., :3]), alpha, grey
 
 
 def _whole_jpeg(path: Path) -> NDArray[np.uint8] | None:
@@ -265,7 +268,8 @@ def _read_16_bits(path: Path) -> NDArray[np.uint16]:
     decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[2] not in (3, 4):
         raise UserError(f"{path}: this kind of 16-bit file cannot be read; expected grey, RGB or RGBA")
-    return np.asarray(decoded[..., [2, 1, 0, 3][: decoded.shape[2]]], np.uint16)
+    code = cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return np.asarray(cv2.cvtColor(decoded, code, decoded), np.uint16)
 
 
 def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
@@ -345,18 +349,25 @@ def _webp_is_lossless(path: Path) -> bool:
     return False
 
 
-def _channels(photo: Photo) -> NDArray[Any]:
-    """The stored channels: (H, W) grey, (H, W, 2) with alpha, (H, W, 3) or (H, W, 4)."""
-    colours = photo.pixels
+def _channels(photo: Photo, rows: slice = slice(None)) -> NDArray[Any]:
+    """The stored channels of some rows: (H, W) grey, (H, W, 2) with alpha, (H, W, 3) or (H, W, 4)."""
+    colours = photo.pixels[rows]
     if photo.grey:
-        colours = cv2.cvtColor(np.ascontiguousarray(photo.pixels), cv2.COLOR_RGB2GRAY)[..., None]
+        colours = cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_RGB2GRAY)[..., None]
     if photo.alpha is not None:
-        colours = np.concatenate([colours, photo.alpha[..., None]], axis=2)
+        colours = np.concatenate([colours, photo.alpha[rows, :, None]], axis=2)
     return colours[..., 0] if colours.shape[2] == 1 else colours
 
 
-def _write_8(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
-    image = Image.fromarray(np.ascontiguousarray(channels))
+def _blocks(photo: Photo) -> Iterator[NDArray[Any]]:
+    """The stored channels, (rows, W, C), a few rows at a time: the whole in one more copy is a lot for 16 bits."""
+    for top in range(0, len(photo.pixels), _ROWS):
+        block = _channels(photo, slice(top, top + _ROWS))
+        yield block[..., None] if block.ndim == 2 else block
+
+
+def _write_8(file: IO[bytes], photo: Photo) -> None:
+    image = Image.fromarray(np.ascontiguousarray(_channels(photo)))
     options: dict[str, Any] = {"icc_profile": photo.icc_profile or None, "exif": photo.exif or b""}
     if photo.resolution and photo.format != "WEBP":
         options["dpi"] = photo.resolution
@@ -369,21 +380,15 @@ def _write_8(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
         texts = PngImagePlugin.PngInfo()
         if photo.xmp:
             texts.add_itxt("XML:com.adobe.xmp", photo.xmp.decode("utf-8", "replace"))
-        image.save(file, "PNG", pnginfo=texts, **options)
+        image.save(file, "PNG", pnginfo=texts, compress_level=_DEFLATE, **options)
     else:
         image.save(file, photo.format, **({"dpi": photo.resolution} if photo.resolution else {}))
 
 
-def _write_png_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
+def _write_png_16(file: IO[bytes], photo: Photo) -> None:
     """Pillow writes no 16-bit colour, OpenCV neither grey with alpha nor EXIF and profile in all its releases."""
-    height, width = channels.shape[:2]
-    samples = 1 if channels.ndim == 2 else channels.shape[2]
-    rows = np.ascontiguousarray(channels, ">u2").view(np.uint8).reshape(height, width, 2 * samples)
-    filtered = np.empty((height, 1 + width * 2 * samples), np.uint8)
-    filtered[:, 0] = 1  # each row is stored as differences from the pixel on the left
-    differences = rows.copy()
-    differences[:, 1:] -= rows[:, :-1]
-    filtered[:, 1:] = differences.reshape(height, -1)
+    height, width = photo.pixels.shape[:2]
+    samples = (1 if photo.grey else 3) + (photo.alpha is not None)
     file.write(b"\x89PNG\r\n\x1a\n")
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
     _write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
@@ -396,7 +401,17 @@ def _write_png_16(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None
         _write_png_chunk(file, b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
     if photo.xmp:
         _write_png_chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + photo.xmp)
-    _write_png_chunk(file, b"IDAT", zlib.compress(filtered.data, 6))
+    compressor = zlib.compressobj(_DEFLATE)
+    for block in _blocks(photo):
+        rows = block.astype(">u2").view(np.uint8)
+        lines = np.empty((len(rows), 1 + width * 2 * samples), np.uint8)
+        lines[:, 0] = 1  # each line is stored as differences from the pixel on the left
+        differences = rows.copy()
+        differences[:, 1:] -= rows[:, :-1]
+        lines[:, 1:] = differences.reshape(len(rows), -1)
+        if part := compressor.compress(lines.data):
+            _write_png_chunk(file, b"IDAT", part)
+    _write_png_chunk(file, b"IDAT", compressor.flush())
     _write_png_chunk(file, b"IEND", b"")
 
 
@@ -404,12 +419,12 @@ def _write_png_chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
     file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
 
 
-def _write_tiff(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
-    """One deflated strip and a directory: Pillow writes no 16-bit RGB, and no EXIF beside compressed pixels."""
-    height, width = channels.shape[:2]
-    samples = 1 if channels.ndim == 2 else channels.shape[2]
-    bits = 8 * channels.itemsize
-    strip = zlib.compress(np.ascontiguousarray(channels, channels.dtype.newbyteorder("<")).data, 6)
+def _write_tiff(file: IO[bytes], photo: Photo) -> None:
+    """A directory and deflated strips: Pillow writes no 16-bit RGB, and no EXIF beside compressed pixels."""
+    height, width = photo.pixels.shape[:2]
+    samples = (1 if photo.grey else 3) + (photo.alpha is not None)
+    kind = photo.pixels.dtype
+    strips = [zlib.compress(block.astype(kind.newbyteorder("<")).data, _DEFLATE) for block in _blocks(photo)]
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     if photo.exif:
         block = Image.Exif()
@@ -417,10 +432,10 @@ def _write_tiff(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
         for tag, value in block.items():
             directory[tag] = block.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else value
     directory[256], directory[257] = width, height
-    directory[258] = (bits,) * samples
+    directory[258] = (8 * kind.itemsize,) * samples
     directory[259] = 8  # deflate
     directory[262] = 1 if photo.grey else 2
-    directory[277], directory[278], directory[284] = samples, height, 1
+    directory[277], directory[278], directory[284] = samples, _ROWS, 1
     if photo.alpha is not None:
         directory[338] = 2  # not premultiplied
     if photo.resolution:
@@ -429,7 +444,9 @@ def _write_tiff(file: IO[bytes], channels: NDArray[Any], photo: Photo) -> None:
         if content:
             directory.tagtype[tag] = 7
             directory[tag] = content
-    directory[273], directory[279] = 0, len(strip)  # Pillow adds the directory's own length to the offset
+    lengths = tuple(len(strip) for strip in strips)
+    # Pillow adds the directory's own length to the offsets
+    directory[273], directory[279] = (0, *itertools.accumulate(lengths[:-1])), lengths
     start = 8
     file.write(b"II*\0" + struct.pack("<I", start) + directory.tobytes(start))
-    file.write(strip)
+    file.writelines(strips)

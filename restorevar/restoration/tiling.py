@@ -6,7 +6,8 @@ that besides the photo and its result only one band is held in floating point.
 A tile cannot know how bright the rest of the photo is, so after a global degradation (haze, low light) neighbouring
 tiles may come back at different levels. One restoration of the whole photo at reduced size says how much each region
 should change: each tile is given a gain and a plane per channel so that its low frequencies change as they did there.
-Changes are compared, not values, so a model that changes nothing is left exactly alone.
+The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added. Changes are
+compared, not values, so that a model that changes nothing is left exactly alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -116,6 +117,11 @@ class GlobalChange:
         whole = self.cells((0, self.size[0]), (0, self.size[1]), (CELLS, CELLS))
         return float(np.abs(whole.mean(axis=0)).mean())
 
+    @property
+    def brightens(self) -> bool:
+        """Whether the photo as a whole became brighter."""
+        return float(self._sums[-1, -1].sum()) > 0
+
     def cells(self, rows: tuple[int, int], columns: tuple[int, int], counts: tuple[int, int]) -> NDArray[np.float32]:
         """Mean changes in a grid of cells over a rectangle of the photo.
 
@@ -174,13 +180,14 @@ def measure_global_change(
     return GlobalChange((restored - small).permute(1, 2, 0).cpu().numpy(), size)
 
 
-def level(restored: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
-    """Gives each tile a gain and a plane per channel so that its low frequencies change as wanted.
+def level(restored: Tensor, given: Tensor, wanted: Tensor, scale: bool) -> Tensor:
+    """Gives each tile a plane per channel, and a gain if asked for, so that its low frequencies change as wanted.
 
     Args:
         restored: (B, 3, h, w) in [0, 1], changed in place.
         given: (B, 3, h, w) in [0, 1], the tiles before restoration.
         wanted: (B, 3, n, m) mean changes in a grid of cells.
+        scale: Whether to reach the wanted mean by a gain (from 0.5 to 2) as far as possible.
 
     Returns:
         ``restored``.
@@ -188,10 +195,12 @@ def level(restored: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
     counts = (wanted.shape[2], wanted.shape[3])
     means = F.adaptive_avg_pool2d(restored, counts)
     target = F.adaptive_avg_pool2d(given, counts).add_(wanted)
-    floor = 1 / 255
-    gain = (target.mean((2, 3), keepdim=True).clamp_min(0) + floor) / (means.mean((2, 3), keepdim=True) + floor)
-    gain = gain.clamp(*GAIN_LIMITS)
-    left = target - gain * means
+    if scale:
+        floor = 1 / 255
+        gain = (target.mean((2, 3), keepdim=True).clamp_min(0) + floor) / (means.mean((2, 3), keepdim=True) + floor)
+        gain = gain.clamp(*GAIN_LIMITS)
+        restored, means = restored.mul_(gain), means * gain
+    left = target - means
     plane = left.mean((2, 3), keepdim=True)
     for axis in (2, 3):
         count, length = wanted.shape[axis], restored.shape[axis]
@@ -202,7 +211,7 @@ def level(restored: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
         slope = (left * centres).mean((2, 3), keepdim=True) / (centres**2).mean().clamp_min(1e-6)
         places = ((torch.arange(length, device=left.device) + 0.5) / length - 0.5).view(shape)
         plane = plane + slope * places
-    return restored.mul_(gain).add_(plane)
+    return restored.add_(plane)
 
 
 def restore_tiles(
@@ -248,7 +257,7 @@ def restore_tiles(
         if change is not None:
             wanted = np.stack([change.cells(rows.span(r), columns.span(c), counts) for r, c in group])
             given = given[:, :, rows.inside, columns.inside]
-            restored = level(restored.clone(), given, torch.from_numpy(wanted).to(device))
+            restored = level(restored.clone(), given, torch.from_numpy(wanted).to(device), change.brightens)
         for (row, column), restored_tile in zip(group, restored, strict=True):
             top = rows.span(row)[0]
             if top > band_top:  # rows above the new tiles are complete

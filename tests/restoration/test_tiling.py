@@ -136,10 +136,13 @@ def test_changes_are_averaged_over_fractional_rectangles():
     np.testing.assert_allclose(change.cells((0, 10), (5, 15), (1, 1)), 0.5 / 12, atol=1e-6)
 
 
-def test_levelling_meets_the_wanted_change():
+@pytest.mark.parametrize("scale", [True, False])
+def test_levelling_meets_the_wanted_change(scale):
     torch.manual_seed(0)
     given, wanted = torch.rand(2, 3, 64, 64) * 0.3, torch.rand(2, 3, 1, 1).expand(2, 3, 8, 8) * 0.3
-    levelled = level((given * 1.7).clone(), given, wanted)
+    levelled = level(given * 1.7, given, wanted, scale)
+    contrast = levelled.std((2, 3)) / (given * 1.7).std((2, 3))
+    assert ((contrast - 1).abs() > 0.05).any() == scale
     torch.testing.assert_close(levelled.mean((2, 3)), (given + wanted[:, :, :1, :1]).mean((2, 3)))
 
 
