@@ -2,18 +2,22 @@
 
 Legend: B images, C channels (3, or 1 for grey), H x W pixels, values in [0, 1].
 
-torchmetrics does the arithmetic. Its SSIM averages over a border that it made up by reflection, which moves single
-images by up to 0.007; scikit-image, MATLAB and pyiqa score the pixels whose whole window lies inside the image, and so
-do we: the map is cropped by half a window.
+PSNR and LPIPS come from torchmetrics. SSIM and MS-SSIM are computed here, in float64 on the CPU: torchmetrics averages
+SSIM over a border that it makes up by reflection, which moves single images by up to 0.007 (scikit-image, MATLAB and
+pyiqa score the pixels whose whole window lies inside the image, and so do we), float32 costs another 5e-5 in bright flat
+areas, and its MS-SSIM differs from pyiqa's by up to 0.01.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from restorevar.errors import UserError
@@ -149,39 +153,62 @@ def _psnr(restored: Tensor, clean: Tensor) -> Tensor:
     return value.clamp(max=PSNR_LIMIT)
 
 
-def _ssim_map(restored: Tensor, clean: Tensor, k1: float = 0.01) -> Tensor:
-    """SSIM at each pixel whose whole window lies inside: (B, C, H - 10, W - 10)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
+class _Similarity(NamedTuple):
+    """The two terms of SSIM at each pixel whose whole window lies inside: (H - 10, W - 10, C) float64."""
 
-    # channels-last is three times as fast on CPUs, with the same result
-    restored, clean = (images.contiguous(memory_format=torch.channels_last) for images in (restored, clean))
-    _, similarity = structural_similarity_index_measure(
-        restored, clean, sigma=SSIM_SIGMA, data_range=1.0, k1=k1, reduction="none", return_full_image=True
-    )
+    luminance: NDArray[np.float64]
+    contrast: NDArray[np.float64]
+
+
+def _similarity(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Similarity:
     border = SSIM_WINDOW // 2
-    return similarity[..., border:-border, border:-border]
+
+    def blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        smooth = cv2.GaussianBlur(image, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)
+        return smooth.reshape(image.shape)[border:-border, border:-border]
+
+    mean_1, mean_2 = blurred(first), blurred(second)
+    product, squares = mean_1 * mean_2, mean_1**2 + mean_2**2
+    covariance = blurred(first * second) - product
+    variances = blurred(first**2 + second**2) - squares
+    c1, c2 = 0.01**2, 0.03**2
+    return _Similarity((2 * product + c1) / (squares + c1), (2 * covariance + c2) / (variances + c2))
 
 
-def _ms_ssim(restored: Tensor, clean: Tensor) -> Tensor:
+def _ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    if min(first.shape[:2]) < SSIM_WINDOW:
+        return math.nan
+    luminance, contrast = _similarity(first, second)
+    return float((luminance * contrast).mean())
+
+
+def _ms_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Multi-scale SSIM as pyiqa has it: negative contrast counts as 0 at each pixel, odd sizes are zero-padded."""
-    value = restored.new_ones(restored.shape[0])
     last = len(MS_SSIM_WEIGHTS) - 1
+    if min(first.shape[:2]) <= (SSIM_WINDOW - 1) * 2**last:
+        return math.nan
+    value = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        # K1 without bound turns the luminance term into exactly 1 and leaves the contrast-structure term
-        similarity = _ssim_map(restored, clean, k1=0.01 if scale == last else 1e6)
-        value = value * similarity.clamp(min=0).mean((1, 2, 3)) ** weight
-        padding = (restored.shape[-2] % 2, restored.shape[-1] % 2)
-        restored, clean = (torch.nn.functional.avg_pool2d(images, 2, padding=padding) for images in (restored, clean))
+        luminance, contrast = _similarity(first, second)
+        contrast = np.maximum(contrast, 0)
+        value *= float((luminance * contrast if scale == last else contrast).mean()) ** weight
+        first, second = _halved(first), _halved(second)
     return value
 
 
-def _precise(images: Tensor) -> Tensor:
-    """Float64 where the device has it: in float32 the variance of flat bright areas costs SSIM 5e-5."""
-    return images if images.device.type == "mps" else images.double()
+def _halved(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of 2 x 2 blocks; an odd side gets a line of zeros before and after it, as in pyiqa and pytorch-msssim."""
+    odd = [(side % 2, side % 2) for side in image.shape[:2]]
+    padded = np.pad(image, (*odd, (0, 0)))
+    height, width = (side // 2 * 2 for side in padded.shape[:2])
+    blocks = padded[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
+    return np.asarray(blocks.mean((1, 3)), np.float64)
 
 
-def _smallest_side(restored: Tensor, least: int) -> bool:
-    return min(restored.shape[-2:]) >= least
+def _arrays(images: Tensor) -> Iterator[NDArray[np.float64]]:
+    """(B, C, H, W) to B times (H, W, C) float64 on the CPU."""
+    for image in images:
+        yield np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy(), dtype=np.float64)
 
 
 class ImageMetrics:
@@ -238,37 +265,31 @@ class ImageMetrics:
             clean = clean.float()
         restored = restored.float()
         self._build(restored.device)
-        values = self._pixels(restored, clean) if clean is not None else {}
-        for name, network in self._networks.items():
-            if METRICS[name].paired and clean is None:
-                continue
-            values[name] = self._deep(name, network.to(restored.device), restored, clean)
+        # scores are the same whatever precision the model runs in
+        with torch.autocast(restored.device.type, enabled=False):
+            values = self._pixels(restored, clean) if clean is not None else {}
+            for name, network in self._networks.items():
+                if clean is not None or not METRICS[name].paired:
+                    values[name] = self._deep(name, network.to(restored.device), restored, clean)
         return {name: values[name].float().cpu() for name in self.names if name in values}
 
     def _pixels(self, restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """Metrics without networks."""
         values: dict[str, Tensor] = {}
         color = restored.shape[1] == 3
-        not_defined = restored.new_full((restored.shape[0],), math.nan)
+        restored_y, clean_y = (luma(restored), luma(clean)) if color else (restored, clean)
         if "psnr" in self.names:
             values["psnr"] = _psnr(restored, clean)
-        if color and ("psnr_y" in self.names or "ssim_y" in self.names):
-            restored_y, clean_y = luma(restored), luma(clean)
-            if "psnr_y" in self.names:
-                values["psnr_y"] = _psnr(restored_y, clean_y)
-            if "ssim_y" in self.names:  # one pass over four channels
-                restored_y, clean_y = torch.cat((restored, restored_y), 1), torch.cat((clean, clean_y), 1)
-                if _smallest_side(restored, SSIM_WINDOW):
-                    similarity = _ssim_map(_precise(restored_y), _precise(clean_y)).mean((2, 3))
-                    values["ssim"], values["ssim_y"] = similarity[:, :3].mean(1), similarity[:, 3]
-                else:
-                    values["ssim"] = values["ssim_y"] = not_defined
-        if "ssim" in self.names and "ssim" not in values:
-            large = _smallest_side(restored, SSIM_WINDOW)
-            values["ssim"] = _ssim_map(_precise(restored), _precise(clean)).mean((1, 2, 3)) if large else not_defined
+        if "psnr_y" in self.names and color:
+            values["psnr_y"] = _psnr(restored_y, clean_y)
+        pairs = list(zip(_arrays(restored), _arrays(clean), strict=True))
+        if "ssim" in self.names:
+            values["ssim"] = torch.tensor([_ssim(*pair) for pair in pairs])
+        if "ssim_y" in self.names and color:
+            lumas = zip(_arrays(restored_y), _arrays(clean_y), strict=True)
+            values["ssim_y"] = torch.tensor([_ssim(*pair) for pair in lumas])
         if "ms_ssim" in self.names:
-            large = _smallest_side(restored, (SSIM_WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1)
-            values["ms_ssim"] = _ms_ssim(restored, clean) if large else not_defined
+            values["ms_ssim"] = torch.tensor([_ms_ssim(*pair) for pair in pairs])
         return values
 
     def _deep(self, name: str, network: "nn.Module", restored: Tensor, clean: Tensor | None) -> Tensor:

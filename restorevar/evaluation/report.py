@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from restorevar.evaluation.metrics import METRICS
 from restorevar.evaluation.published import PUBLISHED, PUBLISHED_DATASETS, PUBLISHED_METRICS
-from restorevar.evaluation.scores import ALL, Score, Summary
+from restorevar.evaluation.scores import ALL, Score, Summary, gather_objects
 from restorevar.files import atomic_write
 
 __all__ = ["Case", "CasePool", "Results", "gather_cases", "write_html", "write_markdown"]
@@ -118,13 +117,9 @@ class CasePool:
 
 def gather_cases(cases: list[Case]) -> list[Case]:
     """All processes' cases on every process, each photo once, from the smallest gain to the largest."""
-    parts: list[list[Case] | None] = [cases]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, cases)
     unique: dict[tuple[Any, ...], Case] = {}
-    for part in parts:
-        for case in part or []:
+    for part in gather_objects(cases):
+        for case in part:
             unique.setdefault(case.score.image_key, case)
     return sorted(unique.values(), key=lambda case: (case.gain, case.score.image_key))
 

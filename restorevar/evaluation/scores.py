@@ -3,10 +3,10 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "Score",
     "ScoreTable",
     "Summary",
+    "gather_objects",
     "gather_scores",
     "summarize",
     "write_json",
@@ -32,6 +33,7 @@ __all__ = [
     "write_summary",
 ]
 
+ValueT = TypeVar("ValueT")
 Role = Literal["input", "blind", "rival", "model", "ceiling", "oracle"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """In the order of tables. `blind` sees the degraded photo only; `ceiling` and `oracle` use what no user has."""
@@ -158,20 +160,24 @@ class ScoreTable:
 
     Args:
         metrics: Keys of `restorevar.evaluation.metrics.METRICS`.
-        protocol: What is done before scoring.
+        protocol: What is done before scoring; `native` if not given.
+        dataset_protocols: Other protocols of single data sets, by name.
     """
 
     def __init__(
-        self, metrics: Sequence[str] = DEFAULT_METRICS, protocol: Protocol | dict[str, Protocol] | None = None
+        self,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        protocol: Protocol | None = None,
+        dataset_protocols: Mapping[str, Protocol] | None = None,
     ) -> None:
         self.metrics = ImageMetrics(metrics)
-        self._protocols = protocol if isinstance(protocol, dict) else {}
-        self._protocol = protocol if isinstance(protocol, Protocol) else PROTOCOLS["native"]
+        self.protocol = protocol or PROTOCOLS["native"]
+        self._protocols = dict(dataset_protocols or {})
         self.scores: list[Score] = []
 
     def protocol_of(self, dataset: str) -> Protocol:
         """The protocol of a data set."""
-        return self._protocols.get(dataset, self._protocol)
+        return self._protocols.get(dataset, self.protocol)
 
     def update(
         self,
@@ -275,6 +281,22 @@ class ScoreTable:
         self.scores = []
 
 
+def gather_objects(value: ValueT) -> list[ValueT]:
+    """Every process's value, in the order of ranks; call it on every process.
+
+    Args:
+        value: This process's; anything that can be pickled.
+
+    Returns:
+        The same list on every process; just the value where there is one process.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, value)
+    return parts
+
+
 def gather_scores(scores: list[Score]) -> list[Score]:
     """All processes' scores on every process, each sample once, sorted by sample, role and method.
 
@@ -284,13 +306,9 @@ def gather_scores(scores: list[Score]) -> list[Score]:
     Returns:
         The same list on every process.
     """
-    parts: list[list[Score] | None] = [scores]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, scores)
     unique: dict[tuple[Any, ...], Score] = {}
-    for part in parts:
-        for score in part or []:
+    for part in gather_objects(scores):
+        for score in part:
             unique.setdefault(score.key, score)  # samplers may repeat samples to fill the last step
     return sorted(unique.values(), key=lambda score: (score.image_key, ROLES.index(score.role), score.method))
 
