@@ -170,6 +170,22 @@ class RestoreVARConfig:
                 f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be "
                 "a multiple of 4 (2D rotary embedding); change width or heads"
             )
+        self._check_refiner()
+        if self.detail is not None:
+            _check_group_width("detail", self.detail.width)
+
+    def _check_refiner(self) -> None:
+        refiner = self.refiner
+        if refiner is None:
+            return
+        if refiner.kind == "convolution":
+            _check_group_width("refiner", refiner.width)
+        elif refiner.kind != "attention":
+            raise UserError(f"refiner kind '{refiner.kind}' is unknown; expected attention or convolution")
+        elif refiner.width % refiner.heads:
+            raise UserError(
+                f"refiner width {refiner.width} does not divide into {refiner.heads} heads; change width or heads"
+            )
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -206,6 +222,12 @@ class RestoreVARConfig:
         if "scales" in values:
             values["scales"] = tuple(size if isinstance(size, int) else (size[0], size[1]) for size in values["scales"])
         return _build(cls, values, "")
+
+
+def _check_group_width(name: str, width: int) -> None:
+    """Convolutional parts have group norms of 16 channels a group."""
+    if width > 16 and width % 16:
+        raise UserError(f"{name} width {width} is not a multiple of 16, which its group norms need; change width")
 
 
 def _build(part: type[ConfigT], values: dict[str, Any], prefix: str) -> ConfigT:

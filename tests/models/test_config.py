@@ -4,7 +4,7 @@ import json
 import pytest
 
 from restorevar.errors import UserError
-from restorevar.models import RefinerConfig, RestoreVARConfig, TokenizerConfig, TransformerConfig
+from restorevar.models import DetailConfig, RefinerConfig, RestoreVARConfig, TokenizerConfig, TransformerConfig
 from tests.models.small import CONVOLUTION_REFINER, DETAIL, small_config
 
 
@@ -54,6 +54,14 @@ def test_parts_that_do_not_fit() -> None:
         RestoreVARConfig(tokenizer=TokenizerConfig(base_channels=60))
     with pytest.raises(UserError, match=r"width 100 with 16 heads.*change width or heads"):
         RestoreVARConfig(transformer=TransformerConfig(width=100))
+    with pytest.raises(UserError, match=r"refiner width 40 does not divide into 3 heads"):
+        small_config(refiner=RefinerConfig(width=40, heads=3))
+    with pytest.raises(UserError, match=r"refiner width 40 is not a multiple of 16"):
+        small_config(refiner=RefinerConfig(kind="convolution", width=40))
+    with pytest.raises(UserError, match=r"detail width 40 is not a multiple of 16"):
+        small_config(detail=DetailConfig(width=40))
+    with pytest.raises(UserError, match=r"refiner kind 'atention' is unknown; expected attention or convolution"):
+        small_config(refiner=RefinerConfig(kind="atention"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="shrinks"):
         RestoreVARConfig(scales=(2, 1))
 
