@@ -81,8 +81,8 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
         UserError: If a path does not exist, nothing is found, two photos would share one result, or a result would
             replace a given photo.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"the output {output} is a file; expected a folder (or a name that is free)")
+    if not output.is_dir() and (output.exists() or output.suffix.lower() in SUFFIXES):
+        raise UserError(f"the output {output} is a file's name; expected a folder: results keep their photos' names")
     jobs: dict[Path, Job] = {}
     for path in paths:
         if path.is_dir():
@@ -92,14 +92,16 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
         else:
             raise UserError(f"{path}: no such file or folder")
         for source, result in found:
-            jobs.setdefault(source.resolve(), Job(source, result))
+            # two links to one photo are two photos, one photo named twice is one
+            jobs.setdefault(source.parent.resolve() / source.name, Job(source, result))
     if not jobs:
         names = ", ".join(str(path) for path in paths)
         raise UserError(f"no photos in {names}; expected files ending in {' '.join(sorted(SUFFIXES))}")
+    originals = {*jobs, *(job.source.resolve() for job in jobs.values())}
     results: dict[Path, Job] = {}
     for job in jobs.values():
         target = job.result.parent.resolve() / job.result.name
-        if target in jobs:
+        if target in originals:
             raise UserError(
                 f"the result of {job.source} would replace the photo {target}; choose another output folder"
             )

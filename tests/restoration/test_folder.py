@@ -91,7 +91,8 @@ def test_missing_paths_empty_folders_and_files_as_output_are_short_errors(tmp_pa
     for paths, output, words in (
         ([photo, tmp_path / "gone.png"], tmp_path / "out", "gone.png: no such file"),
         ([tmp_path / "empty"], tmp_path / "out", "no photos in"),
-        ([photo], photo, "is a file"),
+        ([photo], photo, "is a file's name"),
+        ([photo], tmp_path / "restored.png", "expected a folder"),
     ):
         with pytest.raises(UserError, match=words):
             plan_jobs(paths, output)
