@@ -197,16 +197,19 @@ class RestorationDataModule(L.LightningDataModule):
         return self.trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def _batches_in_flight(self) -> int:
-        if self.trainer is None:
+        """Batches handed out that no optimizer step has taken in: a checkpoint of now has nothing of them."""
+        if self.trainer is None or self._train_loader is None:
             return 0
         progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
-        return progress.ready - progress.processed
+        whole_epoch = progress.processed == len(self._train_loader)  # its last step is taken whatever was gathered
+        gathered = 0 if whole_epoch else progress.processed % self.trainer.accumulate_grad_batches
+        return progress.ready - progress.processed + gathered
 
     def _restate_progress(self, loader: TrainingLoader) -> None:
         """Tells Lightning how many batches of this epoch are done, in today's batches.
 
         Its checkpoint counts them in those of the run that saved it, which may have had more processes or larger
-        batches. Unchanged otherwise.
+        batches, and counts those that no optimizer step had taken in. Unchanged otherwise.
         """
         if self.trainer is None:
             return

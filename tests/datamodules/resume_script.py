@@ -36,11 +36,11 @@ class Recorder(L.LightningModule):
 
 
 class SaveAndStop(L.Callback):
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
+    def __init__(self, batches: int, path: Path) -> None:
+        self.batches, self.path = batches, path
 
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
+    def on_train_batch_end(self, trainer, module, *_):
+        if len(module.seen) == self.batches:
             trainer.save_checkpoint(self.path)
             trainer.should_stop = True
 
@@ -54,6 +54,7 @@ def run(
     checkpoint: Path | None = None,
     stop_after: int = 0,
     save: Path | None = None,
+    accumulate: int = 1,
 ) -> dict:
     module = Recorder()
     data = RestorationDataModule(
@@ -69,6 +70,7 @@ def run(
         strategy="ddp" if processes > 1 else "auto",
         max_steps=steps,
         max_epochs=-1,
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

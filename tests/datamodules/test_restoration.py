@@ -205,3 +205,16 @@ def test_fewer_processes_and_other_batches_can_carry_on(tmp_path):
     other = run(photos, 1, steps=9, batch_size=4, checkpoint=tmp_path / "a.ckpt")
     # 14 of 18 done, 4 left; then a whole epoch of 4 steps would follow, of which one is taken
     assert list(chain(*other["seen"])) == whole[14:18] + whole[18:22]
+
+
+def test_batches_that_no_step_has_taken_in_come_again(tmp_path):
+    """With 4 batches a step, stopped after 6 batches: the gradients of two are not in the checkpoint."""
+    photos = write_photos(tmp_path / "photos", 20, size=(16, 20))[0].parent
+    whole = run(photos, 1, steps=6, accumulate=4)["seen"]  # 10 batches an epoch: steps of 4, 4 and 2
+    assert len(whole) == 20
+    run(photos, 1, steps=6, accumulate=4, stop_after=6, save=tmp_path / "a.ckpt")
+    resumed = run(photos, 1, steps=6, accumulate=4, checkpoint=tmp_path / "a.ckpt")
+    assert resumed["seen"] == whole[4:]
+    assert (resumed["step"], resumed["epoch"]) == (6, 2)
+    run(photos, 1, steps=6, accumulate=4, stop_after=10, save=tmp_path / "b.ckpt")
+    assert run(photos, 1, steps=6, accumulate=4, checkpoint=tmp_path / "b.ckpt")["seen"] == whole[10:]

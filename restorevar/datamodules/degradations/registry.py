@@ -27,8 +27,7 @@ def get_degradation(name: str) -> DegradationFunction:
     """The degradation function of that name.
 
     Args:
-        name: One of ``KINDS``, or the import path of a function (or of its Albumentations transform) of your own, such
-            as ``my_package.dust.dust``.
+        name: One of ``KINDS``, or the import path of a function of your own, such as ``my_package.dust.dust``.
 
     Raises:
         UserError: There is no such degradation.
@@ -40,12 +39,11 @@ def get_degradation(name: str) -> DegradationFunction:
         )
     module, _, attribute = _TABLE.get(name, name).rpartition(".")
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        function: DegradationFunction = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot import the degradation {name!r}: {error}; is its package installed?") from error
-    function = getattr(found, "degradation", found)
-    if not callable(function):
-        raise UserError(f"{name!r} is a {type(found).__name__}; expected a function of a view and a severity")
+    if isinstance(function, type) or not callable(function):
+        raise UserError(f"{name!r} is a {type(function).__name__}; expected a function of a view and a severity")
     return function
 
 
