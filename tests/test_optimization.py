@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -35,13 +36,15 @@ def test_the_recipe_has_no_jump_and_ends_at_a_hundredth():
     curve = [RecipeSchedule().multiplier(step, 5000, 100) for step in range(5000)]
     assert curve[0] == 1.0
     assert curve[-1] == pytest.approx(0.01, abs=1e-12)
-    steepest = max(abs(a - b) for a, b in zip(curve, curve[1:], strict=False))
+    steepest = max(abs(a - b) for a, b in itertools.pairwise(curve))
     assert steepest < 1.5 * 0.99 / 0.95 / 4899
 
 
 @given(st.integers(1, 5000), st.integers(1, 500), st.floats(0, 3), st.sampled_from(["recipe", "cosine"]))
 def test_every_curve_stays_between_its_ends(steps, epoch_steps, warmup, name):
-    schedule = RecipeSchedule(warmup_epochs=warmup) if name == "recipe" else CosineSchedule(warmup_steps=int(warmup * 50))
+    schedule = (
+        RecipeSchedule(warmup_epochs=warmup) if name == "recipe" else CosineSchedule(warmup_steps=int(warmup * 50))
+    )
     values = [schedule.multiplier(step, steps, epoch_steps) for step in range(0, steps + 2, max(steps // 50, 1))]
     assert all(0 <= value <= 1 for value in values)
 
@@ -71,7 +74,10 @@ def test_a_run_without_an_end_is_refused(steps):
 
 def test_decay_is_for_matrices_alone():
     config = RestoreVARConfig(
-        scales=SCALES, tokenizer=TOKENIZER, transformer=TRANSFORMER, refiner=RefinerConfig(width=16, heads=2, mlp_width=16, depth=1)
+        scales=SCALES,
+        tokenizer=TOKENIZER,
+        transformer=TRANSFORMER,
+        refiner=RefinerConfig(width=16, heads=2, mlp_width=16, depth=1),
     )
     model = RestoreVAR(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

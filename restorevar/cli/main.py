@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from restorevar.errors import UserError
 
@@ -132,11 +132,19 @@ def unknown_word(what: str, word: str, known: Sequence[str]) -> str:
     )
 
 
+class _StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at that moment: in-process callers may exchange it between two commands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up_logging() -> None:
     """Our messages go to standard error, so that output can be piped; other packages' loggers are left alone."""
     logger = logging.getLogger("restorevar")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StandardErrorHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

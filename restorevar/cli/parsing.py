@@ -98,8 +98,10 @@ def _unknown(name: str, known: Sequence[str], prefix: str = "") -> str:
         near = _nearest(".".join(parts[:length]), known)
         if near is not None:
             return f"unknown setting '{prefix}{name}' - did you mean '{prefix}{near}'?"
-    if near := difflib.get_close_matches(parts[-1], _own_settings(), 1, 0.7):
-        return f"unknown setting '{prefix}{name}' - did you mean '{near[0]}'?"
+    own = _own_settings()
+    for part in parts:
+        if part not in own and (close := difflib.get_close_matches(part, own, 1, 0.7)):
+            return f"unknown setting '{prefix}{name}' - did you mean '{close[0]}'?"
     listed = [option for option in known if "." not in option]
     return f"unknown setting '{prefix}{name}'; there are: {', '.join(listed)}"
 

@@ -20,7 +20,7 @@ __all__ = ["PipelineStage", "pipeline", "read_pipeline"]
 log = logging.getLogger(__name__)
 
 RECORD = "inputs.json"
-HOW_NOT_WHAT = ("trainer.", "export.")
+HOW_NOT_WHAT = ("trainer.", "export.", "acceleration.")
 """Settings that an interrupted stage may be resumed with after a change."""
 
 
@@ -258,6 +258,8 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
 def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
     """Decides between a fresh start and a resume, and notes the inputs."""
     record, inputs = _read_record(folder), _plain(inputs)
+    if record is None and (folder / "checkpoints").exists():
+        log.info("%s: the folder holds a run of unknown settings, now in %s", title, _set_aside(folder))
     if record is not None:
         changed = sorted(
             name
@@ -267,11 +269,8 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
         if record["initial_weights"] != inputs["initial_weights"]:
             changed.insert(0, "the stage before")
         if any(not name.startswith(HOW_NOT_WHAT) for name in changed):
-            aside = next(
-                path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.before{n}")).exists()
-            )
-            folder.rename(aside)
-            log.info("%s: made anew, as %s changed; the old run is now %s", title, ", ".join(changed[:3]), aside)
+            reason = ", ".join(changed[:3])
+            log.info("%s: made anew, as %s changed; the old run is now %s", title, reason, _set_aside(folder))
         elif (folder / "checkpoints" / "last.ckpt").exists():
             log.info("%s: resumed from its last checkpoint", title)
         else:
@@ -280,3 +279,11 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
         log.info("%s: started", title)
     folder.mkdir(parents=True, exist_ok=True)
     _record(folder, inputs, finished=False)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Renames a run's folder to the first free ``<name>.before<n>``; nothing is ever deleted."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.before{number}")).exists():
+        number += 1
+    return folder.rename(aside)

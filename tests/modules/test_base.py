@@ -39,7 +39,7 @@ class TestLoadInitial:
             load_initial(str(tmp_path / "run"), "stage 2")
 
     def test_a_folder_that_is_not_there(self):
-        with pytest.raises(UserError, match="no model './nowhere'"):
+        with pytest.raises(UserError, match=r"no model '\./nowhere'"):
             load_initial("./nowhere", "stage 2")
 
 
@@ -77,7 +77,8 @@ def test_choices_hang_on_the_sample_and_the_step_alone():
     batch = make_batch(size=8)
     whole = sample_shares(batch, 5, "salt")
     parts = [
-        sample_shares({**batch, "path": batch["path"][rank::2], "kind": batch["kind"][rank::2]}, 5, "salt") for rank in range(2)
+        sample_shares({**batch, "path": batch["path"][rank::2], "kind": batch["kind"][rank::2]}, 5, "salt")
+        for rank in range(2)
     ]
     assert torch.equal(torch.stack(parts, 1).flatten(), whole)
     assert not torch.equal(whole, sample_shares(batch, 6, "salt"))

@@ -81,13 +81,17 @@ def test_dead_entries_restart_until_the_last_part_of_the_run(tiny_photos, tmp_pa
 
     module = TokenizerModule(**SCRATCH, codebook=settings, optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-6))
     module.configure_model()
-    spoil = Watch(lambda module: module.global_step == 5 and module.model.tokenizer.quantizer.codebook.weight.data[:8].fill_(99.0))
+    spoil = Watch(
+        lambda module: module.global_step == 5 and module.model.tokenizer.quantizer.codebook.weight.data[:8].fill_(99.0)
+    )
     fit(module, tiny_photos, tmp_path, steps=8, callbacks=[spoil])
     assert int((codebook_of(module) > 50).all(1).sum()) == 8
 
 
 def test_a_restarted_entry_loses_its_momentum(tiny_photos, tmp_path):
-    settings = CodebookTraining(continuous_share=0.0, restart_every=3, restart_below=1e9, restart_until=0.9, last_scale_share=0.0)
+    settings = CodebookTraining(
+        continuous_share=0.0, restart_every=3, restart_below=1e9, restart_until=0.9, last_scale_share=0.0
+    )
     module = TokenizerModule(**SCRATCH, codebook=settings)
 
     def momentum(module):
@@ -124,13 +128,15 @@ def test_the_adversarial_term_starts_late_and_serves_both_players(tiny_photos, t
 
 
 def test_every_term_is_logged_and_weighed(tiny_folders, tiny_photos, tmp_path):
-    class Constant(AbsoluteError):
+    class FixedError(AbsoluteError):
         name = "constant"
 
         def __call__(self, decoded, clean):
             return decoded.sum() * 0 + 2.0
 
-    module = TokenizerModule(initial_model=str(tiny_folders["tokenizer"]), losses=[AbsoluteError(), Constant(weight=3.0)])
+    module = TokenizerModule(
+        initial_model=str(tiny_folders["tokenizer"]), losses=[AbsoluteError(), FixedError(weight=3.0)]
+    )
     logged = fit(module, tiny_photos, tmp_path, steps=1).callback_metrics
     assert float(logged["train/loss"]) == pytest.approx(float(logged["train/l1"]) + 6.0, rel=1e-5)
 

@@ -1,0 +1,128 @@
+import pytest
+import torch
+import yaml
+
+from restorevar.cli import main
+from restorevar.cli.lightning import read_config
+from tests.cli.tiny_pipeline import write_pipeline
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, tiny_photos, tiny_folders):
+    folder = tmp_path_factory.mktemp("configs")
+    write_pipeline(folder, tiny_photos)
+    files = ["--config", str(folder / "common.yaml"), "--config", str(folder / "transformer.yaml")]
+    return [*files, f"--model.initial_model={tiny_folders['tokenizer']}"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A run that should have been refused must not write into the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, arguments):
+    assert main(["fit", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("(see: restorevar") or len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"trainer": {"max_stepss": 2}}, "unknown setting 'trainer.max_stepss' - did you mean 'trainer.max_steps'?"),
+        ({"modle": {"class_path": "x"}}, "did you mean 'model'?"),
+        ({"data": {"batch_sizee": 2}}, "did you mean 'data.batch_size'?"),
+        (
+            {
+                "model": {
+                    "class_path": "restorevar.modules.TransformerModule",
+                    "init_args": {"transformr": {"depth": 2}},
+                }
+            },
+            "did you mean 'transformer'?",
+        ),
+        (
+            {
+                "model": {
+                    "class_path": "restorevar.modules.TransformerModule",
+                    "init_args": {"transformer": {"dephh": 2}},
+                }
+            },
+            "unknown setting 'dephh' - did you mean 'depth'?",
+        ),
+        (
+            {
+                "model": {
+                    "class_path": "restorevar.modules.TransformerModule",
+                    "init_args": {"transformer": {"depth": "x"}},
+                }
+            },
+            "depth: got 'x'; expected int",
+        ),
+        (
+            {"model": {"class_path": "restorevar.modules.TransfomerModule"}},
+            "'restorevar.modules' has no 'TransfomerModule' - did you mean 'restorevar.modules.TransformerModule'?",
+        ),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_with_the_nearest_right_one(content, message, tmp_path, capsys, words):
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    assert message in refused(capsys, [*words, "--config", str(tmp_path / "wrong.yaml")])
+
+
+def test_a_wrong_option_of_the_model(words, capsys):
+    assert "did you mean 'scale_weighting'?" in refused(capsys, [*words, "--model.init_args.scale_weightin=tokens"])
+
+
+def test_a_missing_file_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "stage1.yaml").write_text("{}")
+    message = refused(capsys, ["--config", str(tmp_path / "stage11.yaml")])
+    assert message == f"error: no file '{tmp_path / 'stage11.yaml'}' - did you mean '{tmp_path / 'stage1.yaml'}'?"
+
+
+def test_nothing_given(capsys):
+    assert refused(capsys, []) == "error: missing: --model; give it in a file with --config"
+
+
+def test_broken_yaml(tmp_path, capsys):
+    (tmp_path / "broken.yaml").write_text("model: {class_path: x")
+    assert "while parsing a flow mapping" in refused(capsys, ["--config", str(tmp_path / "broken.yaml")])
+
+
+def test_set_up_errors_come_through_as_they_are(words, tmp_path, capsys):
+    options = [*words, f"--trainer.default_root_dir={tmp_path}", "--data.image_size=64"]
+    assert main(["fit", *options]) == 2
+    text = capsys.readouterr().err
+    assert "32" in text
+    assert "64" in text
+    assert "image_size" in text
+    assert "Traceback" not in text
+
+
+def test_a_later_file_and_the_command_line_win(words, tmp_path):
+    (tmp_path / "later.yaml").write_text("trainer: {max_steps: 7}\n")
+    assert read_config(["fit", *words])["trainer"]["max_steps"] == 4
+    assert read_config(["fit", *words, "--config", str(tmp_path / "later.yaml")])["trainer"]["max_steps"] == 7
+    assert read_config(["fit", *words, "--trainer.max_steps=9"])["trainer"]["max_steps"] == 9
+
+
+def test_fit_resumes_where_it_says_and_flags_win_over_the_checkpoint(words, tmp_path):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *run, "--trainer.max_steps=2"]) == 0
+    options = ["--trainer.max_steps=3", "--model.init_args.label_smoothing=0.1", "--ckpt_path=last"]
+    assert main(["fit", *run, *options]) == 0
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert written["model"]["init_args"]["label_smoothing"] == 0.1
+    assert (tmp_path / "model/model.safetensors").is_file()
+    assert len(list(tmp_path.glob("version_*"))) == 0
+
+
+def test_validate_scores_a_checkpoint(words, tmp_path, capsys):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
+    assert main(["validate", *run, f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]) == 0
+    assert "val/psnr_haze" in capsys.readouterr().out

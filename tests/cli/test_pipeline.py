@@ -1,0 +1,177 @@
+import itertools
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from restorevar.cli import main
+from restorevar.cli.pipeline import needs_own_process, pipeline, read_pipeline
+from restorevar.errors import UserError
+from restorevar.models import RestoreVAR
+from restorevar.modules import RefinerModule
+from tests.cli.tiny_pipeline import write_pipeline
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_photos):
+    return write_pipeline(tmp_path_factory.mktemp("configs"), tiny_photos)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, files):
+    output = tmp_path_factory.mktemp("runs")
+    assert main(["pipeline", "--config", str(files), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to be changed."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_every_stage_leaves_its_folder(finished):
+    for stage in ("tokenizer", "transformer", "refiner"):
+        for file in ("model/config.json", "model/model.safetensors", "model/README.md", "config.yaml", "inputs.json"):
+            assert (finished / stage / file).is_file(), (stage, file)
+    model = RestoreVAR.from_pretrained(finished / "refiner" / "model")
+    image = model.generate(torch.zeros(1, 3, 32, 32)).image
+    assert image.shape == (1, 3, 32, 32)
+
+
+def test_each_stage_starts_from_the_one_before(finished):
+    models = [
+        RestoreVAR.from_pretrained(finished / stage / "model") for stage in ("tokenizer", "transformer", "refiner")
+    ]
+    for before, after in itertools.pairwise(models):
+        for name, value in before.state_dict().items():
+            assert torch.equal(after.state_dict()[name], value), name
+
+
+def test_finished_stages_are_skipped(run, files, capsys):
+    weights = run / "refiner/model/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 0
+    assert capsys.readouterr().err.count("finished before, skipped") == 3
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_changed_stage_and_those_after_it_are_made_anew(run, files, capsys):
+    options = ["--transformer.data.batch_size=3"]
+    assert main(["pipeline", "--config", str(files), "--output", str(run), *options]) == 0
+    text = capsys.readouterr().err
+    assert "stage 1 of 3, tokenizer: finished before, skipped" in text
+    assert "transformer: made anew, as data.batch_size changed" in text
+    assert "refiner: made anew, as the stage before changed" in text
+    assert (run / "transformer.before1/model/config.json").is_file()  # nothing is deleted
+    assert yaml.safe_load((run / "transformer/config.yaml").read_text())["data"]["batch_size"] == 3
+    assert yaml.safe_load((run / "refiner/config.yaml").read_text())["data"]["batch_size"] == 2
+
+
+def test_a_longer_run_goes_on_from_the_last_checkpoint(run, files, capsys):
+    options = ["--refiner.trainer.max_steps=6", "--refiner.trainer.val_check_interval=6"]
+    assert main(["pipeline", "--config", str(files), "--output", str(run), *options]) == 0
+    assert "refiner: resumed from its last checkpoint" in capsys.readouterr().err
+    assert "optimizer steps: 6" in (run / "refiner/model/README.md").read_text()
+
+
+def test_damaged_weights_are_made_again(run, files, capsys):
+    weights = run / "refiner/model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 0
+    assert "skipped" not in capsys.readouterr().err.split("stage 3 of 3")[1]
+    RestoreVAR.from_pretrained(run / "refiner/model")
+
+
+def test_an_interrupted_stage_ends_like_an_uninterrupted_one(run, finished, files, monkeypatch, capsys):
+    shutil.rmtree(run / "refiner")
+    step = RefinerModule.training_step
+
+    def fail(self, batch, batch_idx):
+        if self.global_step == 2:
+            raise RuntimeError("the power went out")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(RefinerModule, "training_step", fail)
+    with pytest.raises(RuntimeError, match="the power went out"):
+        main(["pipeline", "--config", str(files), "--output", str(run)])
+    assert not (run / "refiner/model").exists()
+    monkeypatch.undo()
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 0
+    assert "refiner: resumed from its last checkpoint" in capsys.readouterr().err
+    expected = RestoreVAR.from_pretrained(finished / "refiner/model").state_dict()
+    for name, value in RestoreVAR.from_pretrained(run / "refiner/model").state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_run_of_unknown_settings_is_set_aside(run, files, capsys):
+    (run / "refiner/inputs.json").unlink()
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 0
+    assert "a run of unknown settings" in capsys.readouterr().err
+    assert (run / "refiner.before1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--refiner.data.batch_siz=3"], "unknown setting '--data.batch_siz' - did you mean '--data.batch_size'?"),
+        (["--trainer.max_stps", "3"], "did you mean '--trainer.max_steps'?"),
+        (["--overlay", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_of_any_stage_stop_before_the_first(options, message, files, tmp_path, capsys):
+    assert main(["pipeline", "--config", str(files), "--output", str(tmp_path / "new"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+class TestPipelineFile:
+    def read(self, tmp_path, text):
+        (tmp_path / "p.yaml").write_text(text)
+        (tmp_path / "a.yaml").write_text("{}")
+        return read_pipeline(tmp_path / "p.yaml")
+
+    def test_one_file_or_several(self, tmp_path):
+        stages, output = self.read(
+            tmp_path, "output: runs\nstages:\n- {name: x, config: a.yaml}\n- {name: y, config: [a.yaml, a.yaml]}"
+        )
+        assert [(stage.name, len(stage.configs)) for stage in stages] == [("x", 1), ("y", 2)]
+        assert str(output) == "runs"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("stages: [", "cannot be read as YAML"),
+            ("- a", "is not a pipeline file"),
+            ("stages: []", "is not a pipeline file"),
+            ("stags: []\nstages: [{name: x, config: a.yaml}]", "unknown setting 'stags' - did you mean 'stages'"),
+            ("stages: [{name: x, confg: a.yaml}]", "expected `name` and `config`"),
+            ("stages: [{name: x, config: b.yaml}]", "which does not exist"),
+            ("stages: [{name: x, config: a.yaml}, {name: x, config: a.yaml}]", "the same name"),
+        ],
+    )
+    def test_mistakes_are_explained(self, text, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            self.read(tmp_path, text)
+
+    def test_no_output_folder(self, tmp_path):
+        self.read(tmp_path, "stages: [{name: x, config: a.yaml}]")
+        with pytest.raises(UserError, match="--output"):
+            pipeline(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "own"),
+    [
+        ({"devices": 1}, False),
+        ({"devices": "1", "accelerator": "gpu"}, False),
+        ({"devices": "auto", "accelerator": "cpu"}, False),
+        ({"devices": 2, "accelerator": "cpu"}, True),
+        ({"devices": [0, 1]}, True),
+        ({"devices": "0,1"}, True),
+        ({"devices": 1, "num_nodes": 2}, True),
+    ],
+)
+def test_several_processes_get_one_of_their_own(trainer, own):
+    assert needs_own_process(trainer) is own
