@@ -22,6 +22,7 @@ class Recorder(L.LightningModule):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.seen: list[list[str]] = []
+        self.validated: list[str] = []
 
     def training_step(self, batch, index):
         names = [
@@ -30,6 +31,9 @@ class Recorder(L.LightningModule):
         ]
         self.seen.append(names)
         return self.layer(torch.ones(1, 1)).mean() * 0
+
+    def validation_step(self, batch, index):
+        self.validated += [Path(path).name for path in batch["path"]]
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -59,6 +63,7 @@ def run(
     module = Recorder()
     data = RestorationDataModule(
         train=[CleanPhotos([str(photos)], {"clean": 1.0})],
+        val=[CleanPhotos([str(photos)], {"clean": 1.0}, limit=5)],
         image_size=8,
         batch_size=batch_size,
         num_workers=workers,
@@ -72,13 +77,19 @@ def run(
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         logger=False,
+        num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         callbacks=[SaveAndStop(stop_after, save)] if save else [],
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return {"seen": module.seen, "epoch": trainer.current_epoch, "step": trainer.global_step}
+    return {
+        "seen": module.seen,
+        "validated": module.validated,
+        "epoch": trainer.current_epoch,
+        "step": trainer.global_step,
+    }
 
 
 def main(photos: str, output: str, other: str) -> None:

@@ -193,6 +193,9 @@ def test_stopping_in_an_epoch_and_resuming_changes_nothing(tmp_path):
     expected = [sorted(whole[start : start + 4]) for start in (0, 4, 8, 12, 18, 22, 26, 30)]
     assert steps("begun") == expected[:5]
     assert steps("resumed") == expected[5:]
+    # each validation photo once, though Lightning would put a sampler of its own over a plain loader
+    validated = [rank["resumed"]["validated"] for rank in ranks]
+    assert validated == [["000.png", "002.png", "004.png"], ["001.png", "003.png"]]
     # one process stopped after 10 of 18: two processes go on with the other 8, then begin the next epoch
     assert steps("taken over") == [sorted(whole[start : start + 4]) for start in (10, 14, 18, 22)]
 

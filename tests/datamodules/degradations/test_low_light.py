@@ -1,0 +1,44 @@
+import numpy as np
+
+from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.degradations.light import uint8_to_linear
+
+
+def test_light_is_taken_away(photos):
+    for seed, photo in enumerate(photos):
+        image, parameters = degrade(photo, "low_light", 0.8, seed)
+        ratio = uint8_to_linear(image).mean() / uint8_to_linear(photo).mean()
+        assert ratio < 1
+        assert parameters["stops"] >= 0.8 * 2
+    darkest = min(degrade(photos[0], "low_light", 1.0, seed)[0].mean() for seed in range(20))
+    assert darkest < 20
+
+
+def test_noise_grows_with_the_light_as_photons_do():
+    photo = np.full((128, 128, 3), 0, np.uint8)
+    photo[:, :64], photo[:, 64:] = 120, 250
+    ratios = []
+    for seed in range(20):
+        image, parameters = degrade(photo, "low_light", 0.6, seed)
+        if parameters["photons_at_white"] > 3000 or parameters["unevenness"] > 0.3:
+            continue
+        light = uint8_to_linear(image)
+        # differences of neighbours: the uneven lighting is smooth
+        noise = [np.diff(part[..., 1], axis=0).var() for part in (light[:, :60], light[:, 68:])]
+        ratios.append(noise[1] / noise[0])
+    assert len(ratios) > 3
+    assert np.median(ratios) > 1.3
+
+
+def test_noise_adds_no_light():
+    photo = np.full((256, 256, 3), 200, np.uint8)
+    for seed in range(6):
+        noisy, _ = degrade(photo, "low_light", 0.5, seed)
+        parts = uint8_to_linear(noisy).reshape(4, 64, 4, 64, 3).mean(axis=(1, 3))
+        assert parts.min() > 0
+        assert noisy.std() > 0
+
+
+def test_dark_photos_have_few_levels(photos):
+    image, _ = degrade(photos[2], "low_light", 1.0, 1)
+    assert len(np.unique(image)) < len(np.unique(photos[2]))

@@ -1,0 +1,142 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from restorevar.datamodules.degradations import KINDS, degrade, get_degradation
+from restorevar.datamodules.degradations.rain import rain
+from restorevar.errors import UserError
+
+SEEDS = st.integers(0, 2**40)
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def difference(first, second) -> np.ndarray:
+    return np.abs(first.astype(int) - second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@few
+@given(height=st.integers(1, 70), width=st.integers(1, 70), severity=st.floats(0, 1), seed=SEEDS)
+def test_any_size_keeps_shape_and_type(kind, height, width, severity, seed):
+    photo = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    before = photo.copy()
+    image, parameters = degrade(photo, kind, severity, seed)
+    assert image.shape == photo.shape
+    assert image.dtype == np.uint8
+    assert (photo == before).all()
+    assert json.loads(json.dumps(parameters))["kind"] == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_severity_0_is_the_photo_itself(kind, photos):
+    for seed, photo in enumerate(photos):
+        assert difference(degrade(photo, kind, 0.0, seed)[0], photo).max() <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_severity_is_farther_from_the_photo_on_average(kind, photos):
+    few = [(photo, seed) for photo in photos[:3] for seed in range(4)]
+    errors = [
+        np.mean([difference(degrade(photo, kind, severity, seed)[0], photo).mean() for photo, seed in few])
+        for severity in (0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    assert errors == sorted(errors)
+    assert errors[-1] > 2 * errors[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@few
+@given(data=st.data(), severity=st.floats(0, 1), seed=SEEDS)
+def test_crops_commute(kind, data, severity, seed, photos):
+    photo = photos[seed % len(photos)]
+    top = data.draw(st.integers(0, photo.shape[0] - 1))
+    left = data.draw(st.integers(0, photo.shape[1] - 1))
+    height = data.draw(st.integers(1, photo.shape[0] - top))
+    width = data.draw(st.integers(1, photo.shape[1] - left))
+    whole, _ = degrade(photo, kind, severity, seed)
+    crop, _ = degrade(photo, kind, severity, seed, crop=(top, left, height, width))
+    assert difference(whole[top : top + height, left : left + width], crop).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["haze", "rain", "snow", "mixed"])
+def test_crops_commute_with_a_depth_map(kind, motorcycle):
+    photo, distance = motorcycle
+    whole, _ = degrade(photo, kind, 0.7, 5, depth=distance)
+    crop, _ = degrade(photo, kind, 0.7, 5, crop=(101, 203, 90, 77), depth=distance)
+    assert difference(whole[101:191, 203:280], crop).max() <= 1
+
+
+def test_the_same_seed_gives_the_same_photo_in_another_process(photos):
+    photo = photos[0]
+    program = (
+        "import sys, hashlib, numpy as np; from restorevar.datamodules.degradations import KINDS, degrade;"
+        "photo = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(200, -1, 3);"
+        "[print(hashlib.md5(degrade(photo, kind, 0.6, 11)[0].tobytes()).hexdigest()) for kind in KINDS]"
+    )
+    other = subprocess.run([sys.executable, "-c", program], input=photo.tobytes(), capture_output=True, check=True)
+    here = [hashlib.md5(degrade(photo, kind, 0.6, 11)[0].tobytes()).hexdigest() for kind in KINDS]
+    assert other.stdout.decode().split() == here
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_seeds_give_other_photos(kind, photos):
+    made = {degrade(photos[1], kind, 0.7, seed)[0].tobytes() for seed in range(5)}
+    assert len(made) == 5
+
+
+def test_a_function_and_an_import_path_do_the_same_as_the_name(photos):
+    named, _ = degrade(photos[0], "rain", 0.5, 3)
+    assert (degrade(photos[0], rain, 0.5, 3)[0] == named).all()
+    assert (degrade(photos[0], "restorevar.datamodules.degradations.rain.rain", 0.5, 3)[0] == named).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fog", "haze, rain"),
+        ("no_such_package.fog", "no_such_package"),
+        ("restorevar.datamodules.degradations.rain.fog", "fog"),
+        ("restorevar.errors.UserError", "expected a function"),
+        (".fog", "cannot import"),
+    ],
+)
+def test_unknown_names_are_explained(name, told):
+    with pytest.raises(UserError, match=told):
+        get_degradation(name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"severity": 1.5}, "severity"),
+        ({"severity": float("nan")}, "severity"),
+        ({"severity": "much"}, "severity"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"crop": (0, 0, 11, 5)}, "crop"),
+        ({"crop": (-1, 0, 5, 5)}, "crop"),
+        ({"crop": (0, 0, 0, 5)}, "crop"),
+        ({"depth": np.ones((3, 3))}, "depth"),
+        ({"photo": np.zeros((10, 10), np.uint8)}, "uint8"),
+        ({"photo": np.zeros((10, 10, 3), np.uint16)}, "uint8"),
+        ({"photo": np.zeros((10, 10, 4), np.uint8)}, "uint8"),
+        ({"photo": np.zeros((0, 10, 3), np.uint8)}, "uint8"),
+    ],
+)
+def test_wrong_arguments_are_explained(changed, told):
+    given = {"photo": np.zeros((10, 10, 3), np.uint8), "kind": "haze", "severity": 0.5, "seed": 0}
+    with pytest.raises(UserError, match=told):
+        degrade(**{**given, **changed})
+
+
+def test_views_of_arrays_are_taken(photos):
+    mirrored = photos[0][:, ::-1]
+    assert not mirrored.flags["C_CONTIGUOUS"]
+    for kind in KINDS:
+        assert (degrade(mirrored, kind, 0.5, 1)[0] == degrade(mirrored.copy(), kind, 0.5, 1)[0]).all()
