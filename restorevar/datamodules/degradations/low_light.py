@@ -41,7 +41,7 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     field = cv2.exp(view.coarse_noise("illumination", 2.5) * np.float32(unevenness * 0.7))
     light = scaled(light, view.sample(np.minimum(field, 1.6) * np.float32(2.0**-lost), _MARGIN))
     light.reshape(len(light), -1)[:] *= np.tile(balance, light.shape[1])
-    if severity > 0:
+    if severity > 1e-3:
         # more photons for a smaller severity: none of the noise is left at 0
         scale = np.float32(photons / severity**2)
         electrons = light * scale

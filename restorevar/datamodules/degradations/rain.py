@@ -59,7 +59,7 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         size = reach * view.random(f"lengths {layer}").uniform(0.3, 0.8, count)
         opacity = strength * view.random(f"opacities {layer}").uniform(0.4, 1, count)
         direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
-        thickness = width * nearness * view.unit
+        thickness = max(width * nearness * view.unit, 0.6)
         taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
         softness = 0.35 * thickness if nearness > 1 else 0.25 * thickness
         drawn = draw(view, Strokes(centre, direction * size[:, None], opacity, thickness, softness, taper))

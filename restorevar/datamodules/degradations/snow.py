@@ -45,7 +45,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     clear = np.ones(image.shape[:2], np.float32)
     height, width = view.size
     for layer, (diameter, number, fading) in enumerate(_LAYERS[:largest]):
-        diameter = diameter * scale * view.unit
+        diameter = max(diameter * scale * view.unit, 0.9)
         border = (4 + speed) * diameter + 4
         area = (height + 2 * border) * (width + 2 * border) / (512 * view.unit) ** 2
         count = int(number * density * area)
@@ -62,7 +62,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
             centre = (centre[:, None] + lumps).reshape(-1, 2)
             reach, opacity = reach.repeat(3, axis=0), opacity.repeat(3)
             thickness = 0.6 * diameter
-        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, blur * diameter)))
+        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.3, blur * diameter)))
         if drawn is not None:
             clear *= 1 - drawn
     return veiled(image, np.full(3, brightness), clear), {
