@@ -26,6 +26,7 @@ class ScoreWriter(L.Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self._written: Path | None = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the files, on one process."""
@@ -49,7 +50,13 @@ class ScoreWriter(L.Callback):
             "left_out": results.skipped,
         }
         write_json(folder / "scores.json", results.scores, results.summaries, facts)
-        logger.info("scores: %s", folder / "scores.csv")
+        self._written = folder / "scores.csv"
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Says where the files are, below Lightning's own table."""
+        if self._written is not None:
+            logger.info("scores: %s", self._written)
+            self._written = None
 
 
 class ReportWriter(L.Callback):
@@ -61,6 +68,7 @@ class ReportWriter(L.Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self._written: Path | None = None
         self._pool = CasePool()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -96,7 +104,13 @@ class ReportWriter(L.Callback):
         results.facts.update(_configuration(trainer))
         write_html(folder / "report.html", results, cases)
         write_markdown(folder / "report.md", results)
-        logger.info("report: %s", folder / "report.html")
+        self._written = folder / "report.html"
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Says where the report is, below Lightning's own table."""
+        if self._written is not None:
+            logger.info("report: %s", self._written)
+            self._written = None
 
 
 def _results(module: L.LightningModule) -> Results | None:

@@ -206,7 +206,7 @@ class Wiener(Classical):
         balance: Weight of the smoothness prior.
     """
 
-    name: ClassVar[str] = "Wiener, generic kernel"
+    name: ClassVar[str] = "Wiener"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
     sigma: float = 1.0
     balance: float = 0.1
@@ -225,7 +225,7 @@ class RichardsonLucy(Classical):
         iterations: Number of steps.
     """
 
-    name: ClassVar[str] = "Richardson-Lucy, generic kernel"
+    name: ClassVar[str] = "Richardson-Lucy"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
     sigma: float = 1.0
     iterations: int = 5
@@ -302,7 +302,7 @@ def oracle_deconvolution(degraded: Pixels, clean: Pixels) -> Pixels:
     best, least = degraded, math.inf
     for exponent in (1.0, 2.2):
         kernel = fit_kernel(degraded, clean, exponent)
-        for balance in (0.03, 0.3, 3.0):
+        for balance in (0.003, 0.03, 0.3, 3.0):
             restored = _deconvolve(degraded, kernel, balance, exponent)
             error = float(np.mean((restored.astype(np.float32) - clean) ** 2))
             if error < least:

@@ -4,8 +4,8 @@ Legend: B images, C channels (3, or 1 for grey), H x W pixels, values in [0, 1].
 
 PSNR and LPIPS come from torchmetrics. SSIM and MS-SSIM are computed here, in float64 on the CPU: torchmetrics averages
 SSIM over a border that it makes up by reflection, which moves single images by up to 0.007 (scikit-image, MATLAB and
-pyiqa score the pixels whose whole window lies inside the image, and so do we), float32 costs another 5e-5 in bright flat
-areas, and its MS-SSIM differs from pyiqa's by up to 0.01.
+pyiqa score the pixels whose whole window lies inside the image, and so do we), float32 costs another 5e-5 where it is
+bright and flat, and its MS-SSIM differs from pyiqa's by up to 0.01.
 """
 
 import math
@@ -42,6 +42,7 @@ PSNR_LIMIT = 100.0
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+Values = NDArray[np.floating]
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 
@@ -156,16 +157,16 @@ def _psnr(restored: Tensor, clean: Tensor) -> Tensor:
 class _Similarity(NamedTuple):
     """The two terms of SSIM at each pixel whose whole window lies inside: (H - 10, W - 10, C) float64."""
 
-    luminance: NDArray[np.float64]
-    contrast: NDArray[np.float64]
+    luminance: Values
+    contrast: Values
 
 
-def _similarity(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Similarity:
+def _similarity(first: Values, second: Values) -> _Similarity:
     border = SSIM_WINDOW // 2
 
-    def blurred(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    def blurred(image: Values) -> Values:
         smooth = cv2.GaussianBlur(image, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)
-        return smooth.reshape(image.shape)[border:-border, border:-border]
+        return np.asarray(smooth.reshape(image.shape)[border:-border, border:-border], np.float64)
 
     mean_1, mean_2 = blurred(first), blurred(second)
     product, squares = mean_1 * mean_2, mean_1**2 + mean_2**2
@@ -175,14 +176,14 @@ def _similarity(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Sim
     return _Similarity((2 * product + c1) / (squares + c1), (2 * covariance + c2) / (variances + c2))
 
 
-def _ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def _ssim(first: Values, second: Values) -> float:
     if min(first.shape[:2]) < SSIM_WINDOW:
         return math.nan
     luminance, contrast = _similarity(first, second)
     return float((luminance * contrast).mean())
 
 
-def _ms_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def _ms_ssim(first: Values, second: Values) -> float:
     """Multi-scale SSIM as pyiqa has it: negative contrast counts as 0 at each pixel, odd sizes are zero-padded."""
     last = len(MS_SSIM_WEIGHTS) - 1
     if min(first.shape[:2]) <= (SSIM_WINDOW - 1) * 2**last:
@@ -196,16 +197,16 @@ def _ms_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     return value
 
 
-def _halved(image: NDArray[np.float64]) -> NDArray[np.float64]:
+def _halved(image: Values) -> Values:
     """Means of 2 x 2 blocks; an odd side gets a line of zeros before and after it, as in pyiqa and pytorch-msssim."""
     odd = [(side % 2, side % 2) for side in image.shape[:2]]
     padded = np.pad(image, (*odd, (0, 0)))
     height, width = (side // 2 * 2 for side in padded.shape[:2])
     blocks = padded[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
-    return np.asarray(blocks.mean((1, 3)), np.float64)
+    return np.asarray(blocks.mean((1, 3)))
 
 
-def _arrays(images: Tensor) -> Iterator[NDArray[np.float64]]:
+def _arrays(images: Tensor) -> Iterator[Values]:
     """(B, C, H, W) to B times (H, W, C) float64 on the CPU."""
     for image in images:
         yield np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy(), dtype=np.float64)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["PUBLISHED", "PUBLISHED_DATASETS", "PUBLISHED_METRICS", "PublishedRow"]
+__all__ = ["PUBLISHED", "PUBLISHED_DATASETS", "PUBLISHED_MEMBERS", "PUBLISHED_METRICS", "PublishedRow"]
 
 SOURCE = "project page of RestoreVAR (arXiv:2505.18047), table of the five training sets"
 
@@ -13,7 +13,16 @@ PUBLISHED_DATASETS: dict[str, str] = {
     "LOLv1": "low_light",
     "GoPro": "motion_blur",
 }
-"""Data sets of the published table in its order, and their kinds; a test source of such a name fills our cells."""
+"""Data sets of the published table in its order, and their kinds."""
+
+PUBLISHED_MEMBERS: dict[str, tuple[str, ...]] = {
+    "RESIDE": ("RESIDE", "SOTS-indoor", "SOTS-outdoor"),
+    "Snow100K": ("Snow100K", "Snow100K-S", "Snow100K-M", "Snow100K-L"),
+    "Rain13K": ("Rain13K", "Rain100H", "Rain100L", "Test100", "Test1200", "Test2800"),
+    "LOLv1": ("LOLv1",),
+    "GoPro": ("GoPro",),
+}
+"""Test sets that are averaged, image by image, for our cell of a column."""
 
 PUBLISHED_METRICS = ("psnr", "ssim", "lpips")
 

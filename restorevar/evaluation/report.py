@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restorevar.evaluation.metrics import METRICS
-from restorevar.evaluation.published import PUBLISHED, PUBLISHED_DATASETS, PUBLISHED_METRICS
-from restorevar.evaluation.scores import ALL, Score, Summary, gather_objects
+from restorevar.evaluation.published import PUBLISHED, PUBLISHED_DATASETS, PUBLISHED_MEMBERS, PUBLISHED_METRICS
+from restorevar.evaluation.scores import ALL, MODEL_METHOD, ROLES, Score, Summary, gather_objects
 from restorevar.files import atomic_write
 
 __all__ = ["Case", "CasePool", "Results", "gather_cases", "write_html", "write_markdown"]
@@ -236,25 +236,47 @@ def published_table(results: Results) -> Table | None:
         )
         for row in PUBLISHED
     ]
-    by_place = {(s.method, s.dataset, s.metric): s for s in ours}
     for method, role in dict.fromkeys((s.method, str(s.role)) for s in ours):
         if role not in ("input", "model", "rival"):
             continue
         cells = []
         for name in PUBLISHED_DATASETS:
             for place, metric in enumerate(PUBLISHED_METRICS):
-                summary = by_place.get((method, name, metric))
-                cells.append(Cell(EMPTY if summary is None else f"{summary.estimate.mean:.{2 if place == 0 else 3}f}"))
+                found = [
+                    s.estimate
+                    for s in ours
+                    if s.method == method and s.metric == metric and s.dataset in PUBLISHED_MEMBERS[name]
+                ]
+                images = sum(estimate.images for estimate in found)
+                mean = sum(estimate.mean * estimate.images for estimate in found) / max(images, 1)
+                cells.append(Cell(f"{mean:.{2 if place == 0 else 3}f}" if found else EMPTY))
         rows.append(Row(method, f"{role}, this run", cells))
     sources = "; ".join(dict.fromkeys(row.source for row in PUBLISHED))
-    note = f"Published figures: {sources}. This run: protocol paper; - where no test set of that name was given."
+    members = {name: [s.dataset for s in ours if s.dataset in sets] for name, sets in PUBLISHED_MEMBERS.items()}
+    filled = "; ".join(f"{name}: {', '.join(dict.fromkeys(sets))}" for name, sets in members.items() if sets)
+    filled = filled or "no set of the table"
+    note = f"Published figures: {sources}. This run: protocol paper, mean over the images of {filled}."
     return Table("Beside the published scores", note, columns, rows)
+
+
+def cards(results: Results) -> list[dict[str, str]]:
+    """The model's PSNR and gain for each kind, for the top of the page."""
+    return [
+        {
+            "kind": _words(summary.kind),
+            "psnr": f"{summary.estimate.mean:.2f}",
+            "gain": "" if summary.gain is None else f"{summary.gain.mean:+.2f}",
+            "images": str(summary.estimate.images),
+        }
+        for summary in results.summaries
+        if summary.group == "kind" and summary.method == MODEL_METHOD and summary.metric == "psnr"
+    ]
 
 
 def plots(results: Results) -> list[Plot]:
     """PSNR of every image by method: one plot a kind, and one a data set outside the averages."""
     groups: dict[str, list[Score]] = {}
-    for score in results.scores:
+    for score in sorted(results.scores, key=lambda score: (not score.protocol.in_averages, score.kind, score.dataset)):
         groups.setdefault(_words(score.kind) if score.protocol.in_averages else score.dataset, []).append(score)
     return [
         _plot(title, scores) for title, scores in groups.items() if any(_psnr(score) is not None for score in scores)
@@ -270,7 +292,7 @@ def choose_cases(cases: Sequence[Case]) -> tuple[list[Case], dict[str, list[tupl
     Returns:
         Cases that are worse than their input, worst first; group to labelled cases.
     """
-    failures = [case for case in cases if case.gain < 0][:FAILURES_SHOWN]
+    failures = [case for case in cases if case.gain < 0 and case.score.protocol.in_averages][:FAILURES_SHOWN]
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.group, []).append(case)
@@ -305,7 +327,8 @@ def write_html(path: Path, results: Results, cases: Sequence[Case]) -> None:
     failures, groups = choose_cases(cases)
     text = template.render(
         headline=headline(results),
-        failures=[_case_view("worse than the input", case) for case in failures],
+        cards=cards(results),
+        failures=[_case_view("", case) for case in failures],
         failure_count=_failures(results.scores),
         groups={_words(name): [_case_view(*labelled) for labelled in members] for name, members in groups.items()},
         kind_tables=kind_tables(results),
@@ -420,7 +443,7 @@ def _cell(summary: Summary | None, winner: str | None) -> Cell:
     gain = summary.gain
     return Cell(
         text=f"{estimate.mean:.{digits}f}",
-        interval=f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}",
+        interval=f"{estimate.low:.{digits}f}, {estimate.high:.{digits}f}",
         gain="" if gain is None else f"{gain.mean:+.{digits}f}",
         best=summary.method == winner,
         worse=gain is not None and (gain.mean < 0) == (info.better == "higher") and abs(gain.mean) > 1e-12,
@@ -428,17 +451,17 @@ def _cell(summary: Summary | None, winner: str | None) -> Cell:
 
 
 def _plot(title: str, scores: Sequence[Score]) -> Plot:
-    left, right, line = 210.0, 700.0, 26.0
+    left, right, line = 175.0, 555.0, 25.0
     values = [value for score in scores if (value := _psnr(score)) is not None]
     low, high = math.floor(min(values)), max(math.ceil(max(values)), math.floor(min(values)) + 1)
-    step = next(size for size in (1, 2, 5, 10, 20, 50, 100) if (high - low) / size <= 8)
+    step = next(size for size in (1, 2, 5, 10, 20, 50, 100) if (high - low) / size <= 7)
     low, high = step * math.floor(low / step), step * math.ceil(high / step)
 
     def place(value: float) -> float:
         return round(left + (right - left) * (value - low) / (high - low), 1)
 
     plot = Plot(title)
-    methods = list(dict.fromkeys((score.role, score.method) for score in scores))
+    methods = sorted({(score.role, score.method) for score in scores}, key=lambda it: (ROLES.index(it[0]), it[1]))
     for index, (role, method) in enumerate(methods):
         own = [(score, value) for score in scores if score.method == method and (value := _psnr(score)) is not None]
         if not own:
@@ -505,11 +528,15 @@ def _webp(picture: Pixels) -> bytes:
 
 
 def _failures(scores: Sequence[Score]) -> tuple[int, int]:
-    """How many of the model's images have a lower PSNR than their input, and how many there are."""
+    """How many of the model's images in the averages have a lower PSNR than their input, and how many there are."""
     before = {score.image_key: _psnr(score) for score in scores if score.role == "input"}
-    pairs = [(_psnr(score), before.get(score.image_key)) for score in scores if score.role == "model"]
+    pairs = [(_psnr(score), before.get(score.image_key)) for score in scores if _is_main(score)]
     known = [(after, first) for after, first in pairs if after is not None and first is not None]
     return sum(after < first for after, first in known), len(known)
+
+
+def _is_main(score: Score) -> bool:
+    return score.method == MODEL_METHOD and score.protocol.in_averages
 
 
 def _psnr(score: Score) -> float | None:

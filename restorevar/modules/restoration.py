@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[Any]
 BaselineGroup = Literal["classical", "tokenizer", "oracle"]
 
-ORACLE_METHOD = "Wiener, kernel fitted to the clean photo"
+ORACLE_METHOD = "Wiener, fitted kernel"
 CEILINGS = {"tokenizer, discrete": True, "tokenizer, continuous": False}
 
 
@@ -314,12 +314,14 @@ class RestorationModule(L.LightningModule):
         summaries = summarize(scores)
         self.results = Results(scores, summaries, self.table.metrics.unavailable, skipped, self._facts())
         for summary in summaries:
-            if summary.method == MODEL_METHOD and summary.group in ("all", "kind"):
-                where = "" if summary.group == "all" else f"_{summary.kind}"
-                protocol = "" if summary.protocol == self.table.protocol else f"_{summary.protocol.name}"
+            if summary.method != MODEL_METHOD or summary.group not in ("all", "kind"):
+                continue
+            where = "" if summary.group == "all" else f"_{summary.kind}"
+            protocol = "" if summary.protocol == self.table.protocol else f"_{summary.protocol.name}"
+            if summary.group == "all" or summary.metric == "psnr":
                 self.log(f"test/{summary.metric}{where}{protocol}", summary.estimate.mean)
-                if summary.metric == "psnr" and summary.gain is not None:
-                    self.log(f"test/gain{where}{protocol}", summary.gain.mean)
+            if summary.metric == "psnr" and summary.gain is not None:
+                self.log(f"test/gain{where}{protocol}", summary.gain.mean)
         for metric, reason in self.results.unavailable.items():
             logger.warning("%s is missing: %s", METRICS[metric].label, reason)
         for method, reason in skipped.items():
