@@ -1,5 +1,6 @@
 """Side outputs of training and evaluation, and what keeps a run safe; the modules know nothing of them."""
 
+from restorevar.callbacks.acceleration import Acceleration
 from restorevar.callbacks.checkpoint import NewestCheckpoint
 from restorevar.callbacks.codebook import CodebookReport
 from restorevar.callbacks.export import ExportModel
@@ -14,6 +15,7 @@ from restorevar.callbacks.scores import ReportWriter, ScoreWriter
 from restorevar.callbacks.total_batch import TotalBatch
 
 __all__ = [
+    "Acceleration",
     "CodebookReport",
     "ExportModel",
     "ImageGrids",

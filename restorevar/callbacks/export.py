@@ -43,9 +43,9 @@ class ExportModel(L.Callback):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):
                     callback.on_train_end(trainer, pl_module)
+        model = pl_module.export_model()  # puts split weights together, so on all processes
         if trainer.is_global_zero:
             folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "model"
-            model = pl_module.export_model()
             if self.license is not None:
                 model.config = dataclasses.replace(model.config, license=self.license)
             model.save_pretrained(folder, model_card(trainer, pl_module))

@@ -1,5 +1,6 @@
 """What is about to happen, said before the first step; set-ups that cannot work stop there."""
 
+import functools
 import itertools
 import logging
 import os
@@ -11,7 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from restorevar.callbacks.acceleration import layers_of
 from restorevar.callbacks.progress import Rate, duration
 from restorevar.errors import UserError
 from restorevar.modules import RefinerModule, StageModule, TokenizerModule, TransformerModule
@@ -132,7 +135,7 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     if needed > share:
         lines.append(
             "  WARNING   this may not fit: lower data.batch_size (accumulation makes up for it), turn on"
-            " model.activation_checkpointing, or split the weights with configs/trainer/fsdp.yaml"
+            " acceleration.activation_checkpointing, or split the weights with configs/trainer/fsdp.yaml"
         )
     return lines
 
@@ -174,41 +177,32 @@ def activation_bytes(module: StageModule, batch_size: int) -> int:
         batch_size: Samples in a batch of one process.
     """
     model = module.model
-    tokens, (height, width) = model.scales.tokens, model.scales.finest
+    tokens, size = model.scales.tokens, model.scales.finest
     channels = model.config.tokenizer.latent_channels
-    latent = torch.empty(batch_size, channels, height, width, device="meta")
+    latent = (batch_size, channels, *size)
     if isinstance(module, TransformerModule) and model.transformer is not None:
-        teacher_input = torch.empty(batch_size, tokens - model.scales.lengths[0], channels, device="meta")
-        kept = saved_bytes(model.transformer, teacher_input, latent)
-        if model.transformer.gradient_checkpointing:
-            config = model.transformer.config
-            kept += 4 * batch_size * tokens * config.width * config.depth
-        return kept
+        teacher_input = (batch_size, tokens - model.scales.lengths[0], channels)
+        return saved_bytes(model.transformer, teacher_input, latent)
     if isinstance(module, RefinerModule) and model.refiner is not None and model.transformer is not None:
-        hidden = torch.empty(batch_size, tokens, model.transformer.config.width, device="meta")
+        hidden = (batch_size, tokens, model.transformer.config.width)
         return saved_bytes(model.refiner, latent, hidden, latent)
     if isinstance(module, TokenizerModule):
         kept = saved_bytes(model.tokenizer.decoder, latent)
         if module.codebook is not None:
-            image = torch.empty(batch_size, 3, *model.image_size, device="meta")
-            kept += saved_bytes(model.tokenizer.encoder, image)
+            kept += saved_bytes(model.tokenizer.encoder, (batch_size, 3, *model.image_size))
         return kept
     return 0
 
 
-def saved_bytes(network: nn.Module, *inputs: Tensor) -> int:
+def saved_bytes(network: nn.Module, *shapes: tuple[int, ...]) -> int:
     """Bytes that autograd keeps for the backward pass, weights left out.
 
     Args:
         network: Its own weights are not touched.
-        inputs: Of the right shapes, on the meta device.
+        shapes: Of its inputs.
     """
-    weights: dict[str, Tensor] = {}
-    for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        weights[name] = copy.requires_grad_(tensor.requires_grad)
-    own = {weight.untyped_storage()._cdata for weight in weights.values()}
     kept: dict[int, Tensor] = {}
+    own: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
@@ -216,10 +210,25 @@ def saved_bytes(network: nn.Module, *inputs: Tensor) -> int:
             kept[storage] = tensor  # held, so that no other storage gets its address
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = torch.func.functional_call(network, weights, inputs)
-    del result
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    # an entry of a module list that is run again in the backward pass keeps its inputs, which no hook sees
+    inputs_of_layers: list[Tensor] = []
+    layers = [layer for layer in layers_of(network) if isinstance(layer.forward, functools.partial)]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: inputs_of_layers.append(given[0])) for layer in layers]
+    try:
+        with FakeTensorMode(), torch.enable_grad():
+            weights: dict[str, Tensor] = {}
+            for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
+                weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+            own |= {weight.untyped_storage()._cdata for weight in weights.values()}
+            inputs = [torch.empty(shape) for shape in shapes]
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                torch.func.functional_call(network, weights, tuple(inputs))
+            for tensor in inputs_of_layers:
+                note(tensor)
+            return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def frozen_bytes(module: StageModule, batch_size: int) -> float:

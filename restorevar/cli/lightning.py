@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from restorevar.callbacks import (
+    Acceleration,
     ExportModel,
     NanGuard,
     NewestCheckpoint,
@@ -76,9 +77,10 @@ class RestoreVARCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the export of the trained model, which every stage ends with, and the batch over all devices."""
+        """Adds the export of the trained model, which every stage ends with, the batch over all devices, and switches."""
         parser.add_lightning_class_args(ExportModel, "export")
         parser.add_lightning_class_args(TotalBatch, "total_batch")
+        parser.add_lightning_class_args(Acceleration, "acceleration")
 
     def _parse_ckpt_path(self) -> None:
         """Flags that the user typed win over what a checkpoint remembers (Lightning's default is the reverse)."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from restorevar.errors import UserError
+from restorevar.models.config import RestoreVARConfig
 from restorevar.models.restorevar import RestoreVAR
 
-__all__ = ["gathered", "is_sharded", "shard", "unsharded_copy"]
+__all__ = ["assemble", "gathered", "is_sharded", "shard", "unsharded_copy"]
 
 
 def shard(modules: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -24,11 +26,20 @@ def shard(modules: Iterable[nn.Module], mesh: DeviceMesh) -> None:
         mesh: One-dimensional.
     """
     for module in modules:
+        _widen_scalars(module)
         for part in module.modules():
             if isinstance(part, nn.ModuleList):
                 for entry in part:
                     fully_shard(entry, mesh=mesh)
         fully_shard(module, mesh=mesh)
+
+
+def _widen_scalars(module: nn.Module) -> None:
+    """Gains become vectors of one number: FSDP cannot split what has no dimension."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.dim() == 0:
+                setattr(part, name, nn.Parameter(parameter.detach()[None], requires_grad=parameter.requires_grad))
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -55,11 +66,27 @@ def gathered(module: nn.Module) -> Iterator[None]:
 def unsharded_copy(model: RestoreVAR) -> RestoreVAR:
     """The model with whole weights on the CPU; called on all processes, and complete on the first one only."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
+    return assemble(model.config, get_model_state_dict(model, options=options))
+
+
+def assemble(config: RestoreVARConfig, state: Mapping[str, Tensor]) -> RestoreVAR:
+    """A model on the CPU from its sizes and whole weights.
+
+    Args:
+        config: The sizes.
+        state: Weights by name; empty leaves them undefined.
+
+    Raises:
+        UserError: If the weights do not fit.
+    """
     with torch.device("meta"):
-        copy = RestoreVAR(model.config)
-    copy = copy.to_empty(device="cpu")
+        model = RestoreVAR(config)
+    model = model.to_empty(device="cpu")
     if state:
-        copy.load_state_dict(state)
-    copy.rebuild_tables()
-    return copy.eval()
+        expected = model.state_dict()
+        if different := sorted(expected.keys() ^ state.keys()):
+            raise UserError(f"the weights do not fit the model's sizes: {different[0]} is missing or left over")
+        # gains were vectors while they were split
+        model.load_state_dict({name: value.reshape(expected[name].shape) for name, value in state.items()})
+    model.rebuild_tables()
+    return model.eval()

@@ -70,8 +70,10 @@ class StageModule(L.LightningModule, ABC):
         """What is trained; everything else in the model is frozen."""
 
     def export_model(self) -> RestoreVAR:
-        """The model that the next stage starts from."""
-        return self.model
+        """The model that the next stage starts from; called on all processes, used on the first one."""
+        from restorevar.models import sharding
+
+        return sharding.unsharded_copy(self.model) if sharding.is_sharded(self.model) else self.model
 
     # ------------------------------------------------------------------ set-up
     def configure_model(self) -> None:
@@ -84,6 +86,14 @@ class StageModule(L.LightningModule, ABC):
         for module in self.trained_modules():
             module.requires_grad_(True)
         self.train(self.training)
+        if self.device_mesh is not None:  # FSDP
+            from restorevar.models.sharding import shard
+
+            shard(self.trained_modules(), self.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the model's sizes, so that a checkpoint can be made into a model folder by itself."""
+        checkpoint["model_config"] = self.model.config.to_dict()
 
     def train(self, mode: bool = True) -> "StageModule":
         """Training mode for what is trained; frozen parts stay in evaluation mode (drop path off) whatever happens."""
@@ -147,7 +157,7 @@ class StageModule(L.LightningModule, ABC):
 
     def is_logging_step(self) -> bool:
         """Whether this step's costlier numbers will be written; the others spare the work and the host sync."""
-        return self.global_step % cast(Any, self.trainer).log_every_n_steps == 0
+        return (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0
 
     def no_gradient(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """A zero that depends on parameters not used in this step, which DistributedDataParallel insists on."""

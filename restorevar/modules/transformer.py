@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from restorevar.datamodules.batch import RestorationBatch
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR, ScaleSchedule, TransformerConfig
+from restorevar.models.corruption import SelfCorrection, requantize, sample_top_k
 from restorevar.models.published import initialize_from_var
-from restorevar.modules.base import StageModule, grow, load_initial
+from restorevar.models.sharding import gathered
+from restorevar.modules.base import StageModule, grow, load_initial, scale_accuracy
 from restorevar.optimization import Schedule
 
 __all__ = ["TransformerModule", "token_weights"]
@@ -30,6 +32,8 @@ class TransformerModule(StageModule):
         scale_weighting: ``tokens`` counts every token alike (published); ``inverse_side`` weighs scale k by 1 / s_k,
             normalised, so that the few tokens of the coarse scales, which hold the brightness, are not drowned out.
         label_smoothing: Of the cross-entropy; published: 0.
+        self_correction: Puts the model's own mistakes into the inputs and lets finer scales learn to mend them; None,
+            as published, trains on perfect inputs only.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
@@ -44,6 +48,7 @@ class TransformerModule(StageModule):
         initial_weights: str | None = None,
         scale_weighting: Literal["tokens", "inverse_side"] = "tokens",
         label_smoothing: float = 0.0,
+        self_correction: SelfCorrection | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
@@ -55,6 +60,7 @@ class TransformerModule(StageModule):
         self.initial_weights = initial_weights
         self.scale_weighting = scale_weighting
         self.label_smoothing = label_smoothing
+        self.self_correction = self_correction
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
@@ -75,12 +81,28 @@ class TransformerModule(StageModule):
     def _shared_step(self, batch: RestorationBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, logits and clean tokens."""
         self.check_batch(batch)
-        logits, tokens = self.teacher_forced(*self.encode_pair(batch))
+        condition, latent = self.encode_pair(batch)
+        if self.training and self.self_correction is not None:
+            logits, tokens = self._with_own_mistakes(condition, latent, self.self_correction)
+        else:
+            logits, tokens = self.teacher_forced(condition, latent)
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(), tokens.flatten(), reduction="none", label_smoothing=self.label_smoothing
         )
         loss = (losses.view_as(tokens) * self.get_buffer("token_weights")).mean()
         return loss, logits, tokens
+
+    def _with_own_mistakes(self, condition: Tensor, latent: Tensor, settings: SelfCorrection) -> tuple[Tensor, Tensor]:
+        """Logits for inputs of which some are the model's own samples, and the tokens that would mend them."""
+        assert self.model.transformer is not None
+        quantizer, scales = self.model.tokenizer.quantizer, self.model.scales
+        with torch.no_grad():
+            guesses, _ = self.teacher_forced(condition, latent)
+            samples = sample_top_k(guesses, settings.top_k)
+            replaced = settings.draw(len(latent), scales.tokens, latent.device)
+            inputs, targets = requantize(quantizer, latent, samples, replaced, scales)
+            teacher_input = quantizer.teacher_input(inputs, scales)
+        return self.model.transformer(teacher_input, condition)[0], targets
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
         """Weighted cross-entropy over all scales."""
@@ -95,9 +117,46 @@ class TransformerModule(StageModule):
         loss, logits, tokens = self._shared_step(batch)
         self.log("val/loss", loss, batch_size=len(tokens), sync_dist=True)
         self.log_accuracy("val", logits, tokens)
-        restored = self.model.generate(batch["degraded"], fidelity=0.0).image
+        with gathered(self.model):
+            generation = self.model.generate(batch["degraded"], fidelity=0.0)
+        restored = generation.image
         self.score(restored, batch)
+        self._log_gap(generation.tokens, logits, tokens)
+        if batch_idx == 0:
+            self._log_cost_of_errors(logits, tokens, batch["clean"])
         return {"images": {"degraded": batch["degraded"], "restored": restored * 2 - 1, "clean": batch["clean"]}}
+
+    def _log_gap(self, rolled_out: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        """Accuracy per scale that is lost when the model sees its own coarser scales instead of perfect ones."""
+        scales = self.model.scales
+        forced = scale_accuracy(logits, tokens, scales)
+        free = (rolled_out == tokens).float()
+        for scale in range(len(scales)):
+            accuracy = free[:, scales.span(scale)].mean()
+            self.log(f"val/rollout_accuracy_scale_{scale + 1}", accuracy, batch_size=len(tokens), sync_dist=True)
+            gap = forced[scale] - accuracy
+            self.log(f"val/rollout_gap_scale_{scale + 1}", gap, batch_size=len(tokens), sync_dist=True)
+
+    def _log_cost_of_errors(self, logits: Tensor, tokens: Tensor, clean: Tensor) -> None:
+        """PSNR in dB that the teacher-forced errors of one scale cost, all other scales being right.
+
+        On a few photos of the first batch: it takes a decoder pass for each scale.
+        """
+        few = slice(0, 4)
+        quantizer, scales = self.model.tokenizer.quantizer, self.model.scales
+        guesses, right, photos = logits[few].argmax(-1), tokens[few], clean[few].float()
+
+        def psnr(given: Tensor) -> Tensor:
+            decoded = self.model.tokenizer.decode(quantizer.latent_from_tokens(given, scales)).float()
+            error = (decoded - photos).square().mean(dim=(1, 2, 3)) / 4  # in the range [0, 1]
+            return -10 * error.clamp(min=1e-10).log10()
+
+        best = psnr(right)
+        for scale in range(len(scales)):
+            mixed = right.clone()
+            mixed[:, scales.span(scale)] = guesses[:, scales.span(scale)]
+            lost = (best - psnr(mixed)).mean()
+            self.log(f"val/db_lost_scale_{scale + 1}", lost, batch_size=len(right), sync_dist=True)
 
 
 def token_weights(scales: ScaleSchedule, weighting: Literal["tokens", "inverse_side"]) -> Tensor:

@@ -4,7 +4,9 @@ python tests/training/tiny.py FOLDER JSON     one or several fits; results go to
 """
 
 import json
+import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 
 from restorevar.callbacks import NewestCheckpoint
@@ -181,6 +184,75 @@ class StopAt(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             trainer.should_stop = True
+
+
+class KillAt(L.Callback):
+    """Ends the process as `kill -9` does, at a step or inside the save that follows it.
+
+    Args:
+        step: Optimizer step, from 1.
+        where: `before`: before the step's forward pass; `gradients`: between backward and update; `half`: when half of
+            the checkpoint is written; `unsynced`: when all of it is written; `unnamed`: before it is renamed;
+            `named`: right after.
+    """
+
+    def __init__(self, step: int, where: str) -> None:
+        self.step, self.where = step, where
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.where == "before" and trainer.global_step == self.step - 1:
+            kill()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self.where == "gradients" and trainer.global_step == self.step - 1:
+            kill()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        if trainer.global_step != self.step:
+            return
+        from restorevar import files
+        from restorevar.callbacks import checkpoint as module
+
+        if self.where == "half":
+            save = torch.save
+
+            def half(content: Any, path: Path) -> None:
+                save(content, path)
+                os.truncate(path, path.stat().st_size // 2)
+                kill()
+
+            torch.save = half
+        elif self.where == "unsynced":
+            files.os = type(
+                "Os", (), {"fsync": staticmethod(lambda descriptor: kill()), "__getattr__": getattr_of(os)}
+            )()
+        elif self.where == "unnamed":
+            Path.replace = lambda path, target: kill()
+        elif self.where == "named":
+            module.sync = lambda path: kill()
+
+
+def getattr_of(module: Any) -> Any:
+    """`__getattr__` of a stand-in for a module."""
+    return lambda self, name: getattr(module, name)
+
+
+def kill() -> None:
+    """Nothing is flushed, nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit_or_die(folder: Path, stage: str, run: str, step: int | None, where: str, max_steps: int) -> None:
+    """A run that saves after every step, resumed where it can be, and killed unless `step` is None."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    callbacks: list[L.Callback] = [EMAWeightAveraging(decay=0.9)]
+    if step is not None:
+        callbacks.append(KillAt(step, where))
+    exists = (folder / run / "checkpoints" / "last.ckpt").exists()
+    settings: dict[str, Any] = {"max_steps": max_steps, "drop_path": 0.3, "every_n_steps": 1, "callbacks": callbacks}
+    fit(folder, stage, run, resume=run if exists else None, **settings)
 
 
 def main() -> None:
