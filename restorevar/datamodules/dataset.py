@@ -205,7 +205,8 @@ class TrainingDataset(Dataset[RestorationSample]):
             photo = self.cache.read(record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
             photo = resize(photo, resized, self.geometry.resize_filter)
-            degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop)
+            depth = read_depth(record.depth, resized) if record.depth is not None else None
+            degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop, depth=depth)
             clean = cut(photo, crop)
         else:
             degraded, clean = read_pair(record)
@@ -255,7 +256,8 @@ class FixedDataset(Dataset[RestorationSample]):
             if kind == CLEAN_KIND:
                 degraded, severity = clean, 0.0
             else:
-                degraded, parameters = degrade(photo, kind, severity, record.seed, crop=crop)
+                depth = read_depth(record.depth, photo.shape[:2]) if record.depth is not None else None
+                degraded, parameters = degrade(photo, kind, severity, record.seed, crop=crop, depth=depth)
         elif record.clean is not None:
             degraded, clean = (self._cropped(image) for image in read_pair(record))
         else:
@@ -286,6 +288,24 @@ def short_kind(kind: str) -> str:
 def read_image(reference: str) -> Pixels:
     """(H, W, 3) uint8 RGB of a file, or of an image inside a shard."""
     return read_member(reference) if is_member(reference) else read_rgb(reference)
+
+
+def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) float32 of a depth map, resized to (height, width); larger is farther, in any unit.
+
+    Raises:
+        UserError: It is missing, no map, or holds values that are not finite.
+    """
+    try:
+        if path.lower().endswith(".npy"):
+            depth = np.load(path, allow_pickle=False)
+        else:
+            depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, ValueError, cv2.error) as error:
+        raise UserError(f"{path}: cannot be read as a depth map ({error})") from None
+    if depth is None or depth.ndim != 2 or depth.dtype.kind not in "uif" or not np.isfinite(depth).all():
+        raise UserError(f"{path}: no depth map; expected one channel of finite numbers")
+    return np.asarray(cv2.resize(depth.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
 def read_pair(record: Record) -> tuple[Pixels, Pixels]:

@@ -97,7 +97,7 @@ class RestorationDataModule(L.LightningDataModule):
         self.skip_broken = skip_broken
         self.cache_megabytes = cache_megabytes
         self.pin_memory = pin_memory
-        self.skips = Skips() if skip_broken else None
+        self.skips: Skips | None = None
         self._collections: dict[str, list[Collection]] = {}
         self._train_loader: TrainingLoader | None = None
 
@@ -108,6 +108,8 @@ class RestorationDataModule(L.LightningDataModule):
             UserError: A source is missing or an option makes no sense.
         """
         self._check_options()
+        if self.skip_broken and self.skips is None:
+            self.skips = Skips()
         root = Path(self.root or os.environ.get("RESTOREVAR_DATA") or ".").expanduser()
         wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for part in wanted.get(stage or "", tuple(self.sources)):

@@ -50,6 +50,7 @@ class Record:
         severity: Severity in [0, 1] of a fixed made degradation.
         seed: Seed of a fixed made degradation.
         center_crop: The clean image has a border that the degraded one lacks.
+        depth: File of the photo's depth map, for the kinds that depend on it.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Record:
     severity: float | None = None
     seed: int = 0
     center_crop: bool = False
+    depth: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class CleanPhotos(Source):
         include: File name patterns to take, such as `astronaut.png` or `*.jpg`.
         limit: Take the first so many photos only.
         dataset: Name of the set in batches; the folder's name if not given.
+        depth: Folder of depth maps with the photos' names: images of 8 or 16 bits or .npy, larger is farther. Photos
+            without one have their depth estimated.
     """
 
     folders: list[str]
@@ -120,12 +124,14 @@ class CleanPhotos(Source):
     include: list[str] = field(default_factory=lambda: ["*"])
     limit: int | None = None
     dataset: str | None = None
+    depth: str | None = None
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
         weights = check_made(self.degradations)
+        maps = _depth_maps(resolve(self.depth, root)) if self.depth is not None else {}
         records = [
-            Record(str(path), None, None, self.dataset or name, made=True)
+            Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path.stem))
             for path, name in _photos_of(self.folders, root, self.include, self.limit)
         ]
         return Collection(records, weights, check_severity(self.severity), check_repeat(self.repeat))
@@ -471,6 +477,17 @@ def _photos_of(folders: Sequence[str], root: Path, include: Sequence[str], limit
         name = path.name if path.is_dir() else path.parent.name
         found += [(photo, name) for photo in list_photos(path, include)]
     return found[:limit]
+
+
+def _depth_maps(folder: Path) -> dict[str, str]:
+    """Files by name, endings aside."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected depth maps with the photos' names")
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".npy", ".png", ".tif", ".tiff"))
+    maps = {path.stem: str(path) for path in found}
+    if not maps:
+        raise UserError(f"{folder}: no depth map in it; expected .npy, .png or .tif files")
+    return maps
 
 
 def check_kind(kind: str) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 
@@ -21,7 +22,7 @@ from restorevar.datamodules.dataset import (
 )
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.sampler import Draw
-from restorevar.datamodules.sources import FixedDegradations, PairedFolders, Record
+from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, PairedFolders, Record
 from restorevar.errors import UserError
 from restorevar.restoration.photo import read_rgb
 
@@ -175,6 +176,27 @@ def test_unequal_sizes_and_borders(tmp_path):
     bordered = Record(record.path, record.clean, "haze", "S", center_crop=True)
     sample = FixedDataset([bordered], None)[0]
     assert (sample["degraded"] == sample["clean"]).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_a_depth_map_beside_the_photo_is_used(photos, tmp_path, suffix):
+    ramp = np.tile(np.linspace(0, 60000, 60), (40, 1)).astype(np.uint16)
+    (tmp_path / "depth").mkdir()
+    for number in (0, 1):
+        target = tmp_path / "depth" / f"{number:03}{suffix}"
+        np.save(target, ramp) if suffix == ".npy" else Image.fromarray(ramp).save(target)
+    records = CleanPhotos([str(photos)], {"haze": 1.0}, depth=str(tmp_path / "depth")).collect(tmp_path).records
+    assert [record.depth is not None for record in records[:3]] == [True, True, False]
+    record = dataclasses.replace(records[0], kind="haze", severity=0.8, seed=1)
+    photo = np.asarray(Image.open(record.path))
+    expected = to_tensor(degrade(photo, "haze", 0.8, 1, depth=ramp.astype(np.float32))[0])
+    assert (FixedDataset([record], None)[0]["degraded"] == expected).all()
+    assert (FixedDataset([dataclasses.replace(record, depth=None)], None)[0]["degraded"] != expected).any()
+    sample = TrainingDataset([Pool("haze", records, (0.5, 1))], Geometry((16, 16)), 0)[Draw(0, 0, 0, 0)]
+    assert sample["degraded"].shape == (3, 16, 16)
+    (tmp_path / "depth" / f"000{suffix}").write_bytes(b"no map")
+    with pytest.raises(UserError, match=rf"000\{suffix}"):
+        FixedDataset([record], None)[0]
 
 
 ODD = {

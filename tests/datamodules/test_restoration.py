@@ -158,6 +158,19 @@ def test_mistakes_are_named(photos, pairs, options, message):
         module(photos.parent, **options).train_dataloader()
 
 
+def test_a_broken_file_is_skipped_and_counted_or_ends_in_one_line(photos, caplog):
+    (photos / "003.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^[^\n]*003\.png[^\n]*$"):
+        list(module(photos.parent, train=[CleanPhotos(["photos"])], num_workers=2).train_dataloader())
+    data = module(photos.parent, train=[CleanPhotos(["photos"])], num_workers=2, skip_broken=True)
+    seen = fingerprints(data.train_dataloader())
+    assert len(seen) == 12
+    assert "003.png" not in {name for _, name, _ in seen}
+    data.teardown("fit")
+    assert data.skips.count >= 1
+    assert f"{data.skips.count} training samples were replaced" in caplog.text
+
+
 def test_nothing_is_looked_up_in_the_constructor():
     RestorationDataModule(train=[CleanPhotos(["/no/such/folder"])])
 
