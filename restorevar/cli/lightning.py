@@ -77,7 +77,7 @@ class RestoreVARCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the export of the trained model, which every stage ends with, the batch over all devices, and switches."""
+        """Adds the export of the trained model, which every stage ends with, the batch over all devices, switches."""
         parser.add_lightning_class_args(ExportModel, "export")
         parser.add_lightning_class_args(TotalBatch, "total_batch")
         parser.add_lightning_class_args(Acceleration, "acceleration")

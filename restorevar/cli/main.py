@@ -37,6 +37,7 @@ COMMANDS = {
     "degrade": Command("restorevar.cli.degrade:degrade", "make degraded copies of photos"),
     "manifest": Command("restorevar.cli.manifest:manifest", "build and check lists of training pairs"),
     "convert": Command("restorevar.cli.convert:convert", "published weights to a model folder and back"),
+    "consolidate": Command("restorevar.cli.consolidate:consolidate", "a training checkpoint to a model folder"),
     "export": Command("restorevar.cli.export:export", "a package that restores without the training code"),
     "benchmark": Command("restorevar.cli.benchmark:benchmark", "speed, memory and cost against limits and peers"),
     "demo": Command("restorevar.cli.demo:demo", "degrade held-out photos, restore, score and picture them"),
@@ -52,7 +53,7 @@ def overview() -> str:
         "using a model": {name: command.summary for name, command in COMMANDS.items() if name != "pipeline"},
     }
     for title, commands in groups.items():
-        lines += [f"{title}:", *(f"  {name:<10} {summary}" for name, summary in commands.items()), ""]
+        lines += [f"{title}:", *(f"  {name:<11} {summary}" for name, summary in commands.items()), ""]
     lines.append("`restorevar COMMAND --help` explains a command.")
     return "\n".join(lines)
 

@@ -158,6 +158,7 @@ def fit(
         max_steps=max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
         default_root_dir=folder / run,
         logger=False,
         enable_progress_bar=False,

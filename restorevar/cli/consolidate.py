@@ -1,0 +1,84 @@
+"""``restorevar consolidate``: a training checkpoint to a model folder."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restorevar.errors import UserError
+from restorevar.files import previous_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["consolidate", "read_weights"]
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "model."  # of the network inside a LightningModule
+META = "meta.pt"  # what Lightning keeps beside the shards
+
+
+def consolidate(checkpoint: Path, output: Path) -> None:
+    """Makes a model folder of a training checkpoint: a file, or the folder of shards that FSDP writes.
+
+    Optimizer states are not read. Where weights are averaged during training, the averages are taken.
+
+    Args:
+        checkpoint: Such as runs/stage2/checkpoints/last.ckpt; written by any number of processes.
+        output: The model folder to write.
+    """
+    import torch
+
+    from restorevar.models.config import RestoreVARConfig
+    from restorevar.models.sharding import assemble
+
+    if not checkpoint.exists() and previous_of(checkpoint).exists():
+        checkpoint = previous_of(checkpoint)
+    if not checkpoint.exists():
+        raise UserError(f"no checkpoint {checkpoint}; expected a file or folder such as RUN/checkpoints/last.ckpt")
+    weights, record = read_weights(checkpoint)
+    if "model_config" not in record:
+        raise UserError(f"{checkpoint} does not say the model's sizes; expected a checkpoint of a training stage")
+    config = RestoreVARConfig.from_dict(record["model_config"])
+    with torch.no_grad():
+        model = assemble(config, weights)
+    model.save_pretrained(output)
+    logger.info("model folder: %s (step %d)", output, record["global_step"])
+
+
+def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """Whole weights of a checkpoint, and the rest of its record.
+
+    Args:
+        checkpoint: A file, or a folder of shards.
+
+    Returns:
+        Weights by the model's own names, and everything else but optimizer states.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    import torch
+    from torch.distributed import checkpoint as sharded
+
+    try:
+        if not checkpoint.is_dir():
+            record = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            weights = record.pop("state_dict")
+        else:
+            record = torch.load(checkpoint / META, map_location="cpu", weights_only=True)
+            stored = sharded.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+            weights = {
+                name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
+                for name, entry in stored.items()
+                if name.startswith("state_dict.") and hasattr(entry, "properties")
+            }
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled.*")  # one process is meant
+                sharded.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{checkpoint} cannot be read ({type(error).__name__}); is it a complete checkpoint?"
+        ) from error
+    return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}, record
