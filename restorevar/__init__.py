@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from restorevar.models import RestoreVARConfig as RestoreVARConfig
 
 __version__ = "0.1.0"
-__all__ = ["RestoreVAR", "RestoreVARConfig", "__version__"]  # noqa: F822
+__all__ = ["RestoreVAR", "RestoreVARConfig", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

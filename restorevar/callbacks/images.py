@@ -41,7 +41,8 @@ class ImageGrids(L.Callback):
             return
         self._seen_first = True
         columns = {name: batch[name].detach().float().cpu() for name in ("degraded", "clean") if name in batch}
-        labels = [f"{kind} {Path(path).name}" for kind, path in zip(batch["kind"], batch["path"], strict=True)][: self.count]
+        labels = [f"{kind} {Path(path).name}" for kind, path in zip(batch["kind"], batch["path"], strict=True)]
+        labels = labels[: self.count]
         rows = [{name: images[row] for name, images in columns.items()} for row in range(len(labels))]
         self._write(trainer, "train_first_batch", rows, labels)
 
