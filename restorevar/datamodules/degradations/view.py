@@ -73,7 +73,8 @@ class View:
     @property
     def unit(self) -> float:
         """Lengths scale with the photo: 1.0 where its short side has 512 pixels."""
-        return min(self.size) / 512
+        # a panorama or a tiny photo would be filled with millions of tiny streaks
+        return max(min(self.size), 0.5 * math.sqrt(math.prod(self.size)), 48) / 512
 
     def random(self, name: str) -> np.random.Generator:
         """An independent random stream, the same for every window of the photo."""

@@ -1,0 +1,157 @@
+"""Can people tell our degradations from real ones? Unlabelled sheets, a hidden key, and the score.
+
+    python scripts/blind_test.py make REAL CLEAN OUTPUT [--crops 24] [--seed 0]
+    python scripts/blind_test.py score OUTPUT ANSWERS
+
+REAL holds one folder of real degraded photos a kind (haze, rain, snow, low_light or lowlight, motion_blur or blur).
+CLEAN holds good photos (searched with sub-folders); a sub-folder named like a kind is used for that kind alone, so that
+rain need not fall on a living room. Half of the crops are real. Ours go through what the real ones went through: they
+have a real photo's size, are saved as JPEG after the degradation, then reduced; all crops have the same size.
+
+OUTPUT/sheets/KIND_1.png ... hold 12 numbered crops each; OUTPUT/key.json says which are ours: not to be opened before
+the answers are written. ANSWERS is a JSON file: for each kind the numbers taken for synthetic, with the reason:
+{"haze": {"3": "flat veil", "7": ""}, "rain": {}}.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from restorevar.datamodules.degradations import degrade
+
+# severities that occur outdoors: rain above these is Rain100H's
+SEVERITIES = {
+    "haze": (0.2, 0.9),
+    "rain": (0.08, 0.3),
+    "snow": (0.15, 0.7),
+    "low_light": (0.2, 0.8),
+    "motion_blur": (0.25, 0.9),
+}
+FOLDERS = {"lowlight": "low_light", "blur": "motion_blur"}
+SHORT_SIDE, CROP, COLUMNS, ROWS, GAP = 320, 300, 4, 3, 26
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """All photos, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 RGB."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def resized(photo: np.ndarray, short_side: int) -> np.ndarray:
+    """The photo with a short side of so many pixels."""
+    scale = short_side / min(photo.shape[:2])
+    size = max(short_side, round(photo.shape[1] * scale)), max(short_side, round(photo.shape[0] * scale))
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def through_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
+    """The photo as a JPEG file would give it back."""
+    data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def cropped(photo: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A crop of the reduced photo, saved once more."""
+    small = resized(photo, SHORT_SIDE)
+    top, left = (int(random.integers(size - CROP + 1)) for size in small.shape[:2])
+    return through_jpeg(small[top : top + CROP, left : left + CROP], 90)
+
+
+def sheet(crops: list[np.ndarray], first: int) -> Image.Image:
+    """Numbered crops in a grid."""
+    picture = Image.new("RGB", (COLUMNS * CROP, ROWS * (CROP + GAP)), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=18)
+    for index, crop in enumerate(crops):
+        left, top = index % COLUMNS * CROP, index // COLUMNS * (CROP + GAP)
+        draw.text((left + CROP // 2, top + GAP // 2), str(first + index), fill="black", font=font, anchor="mm")
+        picture.paste(Image.fromarray(crop), (left, top + GAP))
+    return picture
+
+
+def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
+    """Writes sheets and key."""
+    key: dict[str, dict[str, dict[str, object]]] = {}
+    (output / "sheets").mkdir(parents=True, exist_ok=True)
+    for folder in sorted(path for path in real.iterdir() if path.is_dir()):
+        kind = FOLDERS.get(folder.name, folder.name)
+        if kind not in SEVERITIES:
+            continue
+        random = np.random.Generator(np.random.PCG64([seed, list(SEVERITIES).index(kind)]))
+        own = clean / folder.name if (clean / folder.name).is_dir() else clean
+        sources, good = photos_in(folder), photos_in(own)
+        if not sources or not good:
+            raise SystemExit(f"error: no photos in {folder if not sources else own}")
+        # as many scenes as there are real ones: repeats tell nothing
+        good = [good[index] for index in random.permutation(len(good))[: len(sources)]]
+        entries = []
+        for number in range(count):
+            if number % 2:
+                source = sources[number // 2 % len(sources)]
+                entries.append((cropped(read(source), random), {"synthetic": False, "photo": source.name}))
+                continue
+            source = good[number // 2 % len(good)]
+            size = min(read(sources[int(random.integers(len(sources)))]).shape[:2])
+            severity, made = float(random.uniform(*SEVERITIES[kind])), int(random.integers(2**31))
+            photo = resized(through_jpeg(read(source), 92), max(size, SHORT_SIDE))
+            image, _ = degrade(photo, kind, severity, made)
+            image = through_jpeg(image, int(random.integers(80, 93)))
+            about = {"synthetic": True, "photo": source.name, "severity": round(severity, 3), "seed": made}
+            entries.append((cropped(image, random), about))
+        entries = [entries[index] for index in random.permutation(len(entries))]
+        key[kind] = {str(number + 1): about for number, (_, about) in enumerate(entries)}
+        size = COLUMNS * ROWS
+        for part in range(math.ceil(len(entries) / size)):
+            crops = [crop for crop, _ in entries[part * size : (part + 1) * size]]
+            sheet(crops, part * size + 1).save(output / "sheets" / f"{kind}_{part + 1}.png")
+    (output / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+
+
+def score(output: Path, answers: Path) -> None:
+    """Prints the share named rightly for each kind; half is chance."""
+    key, named = json.loads((output / "key.json").read_text()), json.loads(answers.read_text())
+    print("| kind | crops | named rightly | ours taken for real | real taken for ours |\n|---|---|---|---|---|")
+    for kind, entries in key.items():
+        if kind not in named:
+            continue
+        said = set(named[kind])
+        wrong = [about["synthetic"] for number, about in entries.items() if about["synthetic"] != (number in said)]
+        right = 100 * (1 - len(wrong) / len(entries))
+        print(f"| {kind} | {len(entries)} | {right:.0f} % | {sum(wrong)} | {len(wrong) - sum(wrong)} |")
+        for number in sorted(said, key=int):
+            if named[kind][number]:
+                truth = "ours" if entries[number]["synthetic"] else "real"
+                print(f"<!-- {kind} {number} ({truth}): {named[kind][number]} -->")
+
+
+def main() -> None:
+    """Runs one of the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="write the sheets and the key")
+    making.add_argument("real", type=Path)
+    making.add_argument("clean", type=Path)
+    making.add_argument("output", type=Path)
+    making.add_argument("--crops", type=int, default=24, help="of each kind; half of them real")
+    making.add_argument("--seed", type=int, default=0)
+    scoring = commands.add_parser("score", help="compare answers with the key")
+    scoring.add_argument("output", type=Path)
+    scoring.add_argument("answers", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "make":
+        make(arguments.real, arguments.clean, arguments.output, arguments.crops, arguments.seed)
+    else:
+        score(arguments.output, arguments.answers)
+
+
+if __name__ == "__main__":
+    main()
