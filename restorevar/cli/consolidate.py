@@ -61,6 +61,7 @@ def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]"
     """
     import torch
     from torch.distributed import checkpoint as sharded
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
         if not checkpoint.is_dir():
@@ -72,7 +73,7 @@ def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]"
             weights = {
                 name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
                 for name, entry in stored.items()
-                if name.startswith("state_dict.") and hasattr(entry, "properties")
+                if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
             }
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled.*")  # one process is meant

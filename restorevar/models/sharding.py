@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ def gathered(module: nn.Module) -> Iterator[None]:
 def unsharded_copy(model: RestoreVAR) -> RestoreVAR:
     """The model with whole weights on the CPU; called on all processes, and complete on the first one only."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return assemble(model.config, get_model_state_dict(model, options=options))
+    weights = cast("Mapping[str, Tensor]", get_model_state_dict(model, options=options))
+    return assemble(model.config, weights)
 
 
 def assemble(config: RestoreVARConfig, state: Mapping[str, Tensor]) -> RestoreVAR:
