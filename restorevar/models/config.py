@@ -32,6 +32,9 @@ class TokenizerConfig:
         phi_count: Residual convolutions shared over the scales.
         phi_identity: Weight of the identity in phi(h) = identity * h + convolution * conv3x3(h).
         phi_convolution: Weight of the convolution in phi.
+        linear_path: Adds a linear transform of f x f pixel blocks beside encoder and decoder. It starts as the lowest
+            cosines of the blocks, so that training begins with a fair picture (24 dB at f = 8, Z = 16) and brightness
+            need not find its way through the norms. For models from scratch; not in the paper.
     """
 
     base_channels: int = 160
@@ -46,6 +49,7 @@ class TokenizerConfig:
     phi_count: int = 4
     phi_identity: float = 0.5
     phi_convolution: float = 0.5
+    linear_path: bool = False
 
     @property
     def downsampling(self) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refiner
 from restorevar.models.tokenizer import Tokenizer
 from restorevar.models.transformer import CrossAttention, ScaleTransformer
 
-__all__ = ["initialize_refiner", "initialize_tokenizer", "initialize_transformer"]
+__all__ = ["initialize_refiner", "initialize_tokenizer", "initialize_transformer", "low_cosines"]
 
 
 def _truncated_normal(module: nn.Module, std: float) -> None:
@@ -22,12 +23,63 @@ def _truncated_normal(module: nn.Module, std: float) -> None:
 
 
 def initialize_tokenizer(tokenizer: Tokenizer) -> None:
-    """Codebook uniform in [-1 / V, 1 / V]; convolutions keep torch's defaults, additive phi convolutions start at 0."""
+    """Codebook uniform in [-1 / V, 1 / V]; convolutions keep torch's defaults, additive phi convolutions start at 0.
+
+    With a linear path everything beside it starts at 0 or as the identity.
+    """
     codebook = tokenizer.quantizer.codebook
     nn.init.uniform_(codebook.weight, -1.0 / codebook.num_embeddings, 1.0 / codebook.num_embeddings)
     if tokenizer.quantizer.phi_identity == 1.0:
         for parameter in tokenizer.quantizer.phi.parameters():
             nn.init.zeros_(parameter)
+    if tokenizer.encoder.linear is not None and tokenizer.decoder.linear is not None:
+        block = tokenizer.config.downsampling
+        cosines = low_cosines(block, tokenizer.config.latent_channels)
+        with torch.no_grad():
+            # distances of latents are distances of pictures, up to what the lowest cosines miss
+            tokenizer.encoder.linear.weight.copy_(cosines / block)
+            tokenizer.decoder.linear.weight.copy_(cosines * block)
+        for conv in (tokenizer.quant_conv, tokenizer.post_quant_conv):
+            nn.init.dirac_(conv.weight)
+        for layer in (tokenizer.encoder, tokenizer.decoder):
+            nn.init.zeros_(layer.conv_out.weight)
+        for biased in (
+            tokenizer.encoder.linear,
+            tokenizer.decoder.linear,
+            tokenizer.quant_conv,
+            tokenizer.post_quant_conv,
+            tokenizer.encoder.conv_out,
+            tokenizer.decoder.conv_out,
+        ):
+            if biased.bias is not None:
+                nn.init.zeros_(biased.bias)
+
+
+def low_cosines(block: int, count: int) -> Tensor:
+    """The first cosine patterns of a block of pixels in the order of their share in photographs.
+
+    Luma comes before chroma: the variance of a pattern falls with its squared frequency, and chroma has less of it.
+
+    Args:
+        block: Side of the block in pixels.
+        count: Patterns, at most 3 block^2.
+
+    Returns:
+        (count, 3, block, block) float32, orthonormal.
+    """
+    index = torch.arange(block, dtype=torch.float64)
+    waves = torch.cos(math.pi * (index[None] + 0.5) * index[:, None] / block) * math.sqrt(2 / block)
+    waves[0] /= math.sqrt(2)
+    colors = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colors = colors / colors.norm(dim=1, keepdim=True)
+    order = sorted(
+        ((u * u + v * v) if color == 0 else 3 * (u * u + v * v) + 3, color, u, v)
+        for color in range(3)
+        for u in range(block)
+        for v in range(block)
+    )
+    patterns = [torch.einsum("c,y,x->cyx", colors[c], waves[u], waves[v]) for _, c, u, v in order[:count]]
+    return torch.stack(patterns).float()
 
 
 def initialize_transformer(transformer: ScaleTransformer) -> None:

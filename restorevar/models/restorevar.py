@@ -250,8 +250,7 @@ class RestoreVAR(nn.Module):
         """
         fidelity = self.resolve_fidelity(fidelity)
         self._check_size(degraded)
-        pyramid = self.tokenizer.encoder.pyramid(self._prepared(degraded))
-        features = self.tokenizer.encoder.head(pyramid[-1])
+        features, pyramid = self.tokenizer.encoder.features(self._prepared(degraded))
         if fidelity == 0:
             pyramid = []  # free the memory
         roll_out = self.roll_out(features)

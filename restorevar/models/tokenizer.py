@@ -34,6 +34,10 @@ def _middle(channels: int, groups: int, attention: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
+
 class Encoder(nn.Module):
     """Photo to latent features.
 
@@ -59,6 +63,8 @@ class Encoder(nn.Module):
         self.middle = _middle(before, groups, config.attention)
         self.norm_out = GroupNormSiLU(groups, before)
         self.conv_out = nn.Conv2d(before, config.latent_channels, 3, padding=1)
+        block = config.downsampling
+        self.linear = nn.Conv2d(3, config.latent_channels, block, stride=block) if config.linear_path else None
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Output of every level, finest first: (B, C_i, H / (p 2^i), W / (p 2^i)) for a stem of patch p."""
@@ -71,13 +77,20 @@ class Encoder(nn.Module):
                 x = self.downsamples[level](x)
         return features
 
-    def head(self, coarsest: Tensor) -> Tensor:
-        """Latent features (B, Z, h, w) of the coarsest level's output."""
-        return self.conv_out(self.norm_out(self.middle(coarsest)))
+    def features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latent features (B, Z, H / f, W / f) of a photo (B, 3, H, W) in [-1, 1], and its :meth:`pyramid`."""
+        pyramid = self.pyramid(image)
+        x = self.conv_out(self.norm_out(self.middle(pyramid[-1])))
+        if self.linear is not None:
+            # in float32: a photo's brightness must survive bfloat16
+            with torch.autocast(image.device.type, enabled=False):
+                weight, bias = self.linear.weight.float(), _float(self.linear.bias)
+                x = x + F.conv2d(image.float(), weight, bias, stride=self.linear.stride)
+        return x, pyramid
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, Z, H / f, W / f)."""
-        return self.head(self.pyramid(image)[-1])
+        return self.features(image)[0]
 
 
 class Decoder(nn.Module):
@@ -107,6 +120,8 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(reversed(upsamples))  # upsamples[i] leads from level i + 1 to level i
         self.norm_out = GroupNormSiLU(groups, before)
         self.conv_out = nn.Conv2d(before, 3 * config.stem_patch**2, 3, padding=1)
+        block = config.downsampling
+        self.linear = nn.ConvTranspose2d(config.latent_channels, 3, block, stride=block) if config.linear_path else None
 
     def forward(self, latent: Tensor, fuse: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """Decodes a latent.
@@ -127,7 +142,12 @@ class Decoder(nn.Module):
             if level > 0:
                 x = self.upsamples[level - 1](x)
         x = self.conv_out(self.norm_out(x))
-        return F.pixel_shuffle(x, self.stem_patch) if self.stem_patch > 1 else x
+        x = F.pixel_shuffle(x, self.stem_patch) if self.stem_patch > 1 else x
+        if self.linear is not None:
+            with torch.autocast(latent.device.type, enabled=False):
+                weight, bias = self.linear.weight.float(), _float(self.linear.bias)
+                x = x + F.conv_transpose2d(latent.float(), weight, bias, stride=self.linear.stride)
+        return x
 
 
 class Tokenizer(nn.Module):

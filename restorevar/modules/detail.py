@@ -78,8 +78,7 @@ class DetailModule(StageModule):
     def _frozen_parts(self, batch: RestorationBatch) -> tuple[Tensor, list[Tensor]]:
         """Refined latent (B, Z, h, w) of the roll-out, and the degraded photos' encoder features."""
         degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
-        pyramid = self.model.tokenizer.encoder.pyramid(degraded)
-        features = self.model.tokenizer.encoder.head(pyramid[-1])
+        features, pyramid = self.model.tokenizer.encoder.features(degraded)
         return self.model.refine(self.model.roll_out(features), features), pyramid
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:

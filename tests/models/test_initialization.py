@@ -5,6 +5,7 @@ import torch
 
 from restorevar import RestoreVAR
 from restorevar.models import RestoreVARConfig, TokenizerConfig, TransformerConfig
+from restorevar.models.initialization import low_cosines
 from tests.models.small import photos, small_config, small_model
 
 
@@ -62,3 +63,42 @@ def test_same_seed_same_weights() -> None:
     first, second = build(), build()
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(small_model(0).tokenizer.quant_conv.weight, small_model(1).tokenizer.quant_conv.weight)
+
+
+class TestLinearPath:
+    def tokenizer(self, **changes):
+        sizes = {"base_channels": 16, "channel_multipliers": (1, 2), "stem_patch": 4, "latent_channels": 16}
+        config = TokenizerConfig(
+            **sizes, vocabulary_size=16, norm_groups=4, attention=False, linear_path=True, **changes
+        )
+        return RestoreVAR(RestoreVARConfig(scales=(1, 2, 4), tokenizer=config)).tokenizer.eval()
+
+    def test_cosines_are_orthonormal_and_start_with_the_mean(self):
+        patterns = low_cosines(8, 16).flatten(1)
+        assert torch.allclose(patterns @ patterns.T, torch.eye(16), atol=1e-5)
+        assert torch.allclose(patterns[0], patterns[0, :1].expand(192))
+        full = low_cosines(4, 48).flatten(1)
+        assert torch.allclose(full.T @ full, torch.eye(48), atol=1e-5)
+
+    def test_an_untrained_tokenizer_shows_a_fair_picture(self):
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(2, 3, 5, 5, generator=generator) * 2 - 1
+        photo = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(-1, 1)
+        tokenizer = self.tokenizer()
+        with torch.no_grad():
+            error = (tokenizer.decode(tokenizer.encode(photo)) - photo).square().mean() / 4
+        assert -10 * float(error.log10()) > 23
+
+    def test_the_networks_beside_it_learn(self):
+        tokenizer = self.tokenizer().train()
+        photo = torch.rand(2, 3, 32, 32) * 2 - 1
+        (tokenizer.decode(tokenizer.encode(photo), clamp=False) - photo).square().mean().backward()
+        for part in (tokenizer.encoder.conv_out, tokenizer.decoder.conv_out, tokenizer.encoder.linear):
+            assert part.weight.grad.abs().sum() > 0
+
+    def test_bfloat16_keeps_brightness(self):
+        tokenizer = self.tokenizer()
+        photo = torch.full((1, 3, 32, 32), 0.7123)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            decoded = tokenizer.decode(tokenizer.encode(photo).float()).float()
+        assert float((decoded - photo).abs().max()) < 6e-3
