@@ -1,0 +1,100 @@
+"""Are the borders of tiles seen, and which way of levelling them is better?
+
+    python benchmarks/seams.py PHOTO ... --model NAME_OR_FOLDER [--tile auto] [--severity 0.6]
+
+Degrades clean photographs with haze and low light, restores them with and without the global correction, and prints
+
+* PSNR against the clean photo,
+* the seam ratio in smooth regions (sky, walls): the mean gradient across a tile's border over the mean gradient 4 to 16
+  pixels away from it, for every piece of a border that lies in such a region; median and 95th percentile.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from restorevar import RestoreVAR
+from restorevar.datamodules.degradations import degrade
+from restorevar.restoration.photo import read_rgb
+from restorevar.restoration.restorer import Restorer
+from restorevar.restoration.tiling import Axis
+
+PIECE = 32
+SMOOTH = 3.0
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--tile", default="auto")
+    parser.add_argument("--severity", type=float, default=0.6)
+    options = parser.parse_args()
+    model = RestoreVAR.from_pretrained(options.model)
+    tile = options.tile if options.tile == "auto" else int(options.tile)
+    print(
+        f"{'kind':<10} {'correction':<10} {'degraded':>8} {'restored':>8} {'seam median':>12} {'95 %':>6} {'pieces':>7}"
+    )
+    for kind in ("haze", "low_light"):
+        for correction in ("off", "auto", "on"):
+            restorer = Restorer(model, tile=tile, global_correction=correction)
+            scores, before, ratios = [], [], []
+            for seed, path in enumerate(options.photos):
+                clean = read_rgb(path)
+                degraded, _ = degrade(clean, kind, options.severity, seed)
+                restored = restorer.restore(degraded)
+                before.append(psnr(degraded, clean))
+                scores.append(psnr(restored, clean))
+                ratios += seam_ratios(restored, clean, restorer.tile, restorer.overlap)
+            median, high = np.percentile(ratios, [50, 95]) if ratios else (np.nan, np.nan)
+            print(
+                f"{kind:<10} {correction:<10} {np.mean(before):8.2f} {np.mean(scores):8.2f} {median:12.2f} {high:6.2f} "
+                f"{len(ratios):7d}",
+                flush=True,
+            )
+
+
+def psnr(image: NDArray[np.uint8], clean: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB over all channels."""
+    return float(10 * np.log10(255**2 / np.mean((image.astype(np.float64) - clean) ** 2)))
+
+
+def seam_ratios(
+    restored: NDArray[np.uint8], clean: NDArray[np.uint8], tile: tuple[int, int], overlap: int
+) -> list[float]:
+    """Gradient across borders over the gradient beside them, one number a piece that is smooth in the clean photo."""
+    ratios: list[float] = []
+    for axis in (0, 1):
+        image, truth = (np.moveaxis(photo, axis, 0).astype(np.float32).mean(2) for photo in (restored, clean))
+        across = np.abs(np.diff(image, axis=0))
+        rough = cv2.blur(np.abs(np.diff(truth, axis=0)), (PIECE, PIECE))
+        for border in _borders(Axis(image.shape[0], tile[axis], overlap)):
+            if not 20 <= border < image.shape[0] - 20:
+                continue
+            for left in range(0, image.shape[1] - PIECE, PIECE):
+                piece = slice(left, left + PIECE)
+                if rough[border - 16 : border + 17, piece].max() > SMOOTH:
+                    continue
+                beside = np.concatenate(
+                    [across[border - 16 : border - 3, piece], across[border + 4 : border + 17, piece]]
+                )
+                # a quarter of a grey level: in regions without any gradient a ratio means nothing
+                ratios.append(float((across[border, piece].mean() + 0.25) / (beside.mean() + 0.25)))
+    return ratios
+
+
+def _borders(axis: Any) -> Iterator[int]:
+    """Where tiles begin, end, and meet: index of the difference between the pixel and the next one."""
+    for before, after in zip(axis.starts, axis.starts[1:], strict=False):
+        end = before + axis.tile
+        yield from {after - 1, end - 1, (after + end) // 2 - 1}
+
+
+if __name__ == "__main__":
+    main()
