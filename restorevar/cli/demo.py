@@ -80,7 +80,8 @@ def demo(
     if config is not None:
         from restorevar.cli.pipeline import pipeline, read_pipeline
 
-        if code := pipeline(config, output / "training", overrides=overrides):
+        words = [f"--trainer.precision={training_precision()}", *(overrides or [])]
+        if code := pipeline(config, output / "training", overrides=words):
             return code
         model = str(output / "training" / read_pipeline(config)[0][-1].name / "model")
         log.info("trained in %.0f s", time.monotonic() - started)
@@ -99,6 +100,16 @@ def demo(
     log.info("picture: %s", output / "before_after.png")
     better = np.mean([entry.restored_psnr - entry.degraded_psnr for entry in scores]) > 0
     return 0 if better else 1
+
+
+def training_precision() -> str:
+    """bfloat16 where this processor computes it natively, else float32: elsewhere bfloat16 is slower."""
+    import torch
+
+    from restorevar.cli.restore import choose_precision
+
+    native = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
+    return "bf16-mixed" if native else "32-true"
 
 
 def photo_file(name: str) -> Path:
