@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -204,3 +206,41 @@ def test_the_record_is_one_object_a_line(tmp_path):
     run([tmp_path / "photos"], tmp_path / "out")
     entries = [json.loads(line) for line in (tmp_path / "out" / RECORD).read_text().splitlines()]
     assert entries[-1]["made_by"] == {"model": "a"}
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from types import SimpleNamespace
+from restorevar.restoration.folder import Job, Record, run_jobs
+from restorevar.restoration.restorer import Restorer
+
+class Model:
+    image_size = (256, 256)
+    def generate(self, degraded, fidelity=None):
+        return SimpleNamespace(image=(degraded * 0.8 + 1) / 2)
+
+class Silence:
+    def begin(self, *_): ...
+    end = advance = begin
+    def message(self, line): print(line, file=sys.stderr)
+
+source = Path(sys.argv[1])
+job = Job(source, source.parent / "out" / source.name)
+restorer = Restorer(Model(), global_correction="on", color_fix="wavelet")
+assert run_jobs([job], restorer, Record(source.parent / "out", {}), Silence(), True).restored == 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_memory_is_at_most_32_bytes_a_pixel(tmp_path, suffix):
+    peaks = {}
+    for size in ((1024, 1024), (4000, 3000)):
+        path = tmp_path / f"{size[0]}.{suffix}"
+        Image.fromarray(np.zeros((size[1] // 16, size[0] // 16, 3), np.uint8)).resize(size).save(path)
+        done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
+        peaks[size[0] * size[1]] = int(done.stdout)
+    (small, low), (large, high) = sorted(peaks.items())
+    assert (high - low) / (large - small) <= 32

@@ -168,3 +168,14 @@ def test_the_real_model_restores_alike_with_and_without_neighbours_in_the_batch(
     one = Restorer(model)
     one._batch_limit = 1
     assert np.abs(one.restore(photo).astype(int) - model.restore(photo)).max() <= 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_many_tiles_at_once_and_agrees_with_the_cpu():
+    model = tiny_model()
+    photo = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    expected = model.restore(photo)
+    restorer = Restorer(model.to("cuda"))
+    restored = restorer.restore(photo)
+    assert restorer._batch_size() > 1
+    assert np.abs(restored.astype(int) - expected).mean() < 1  # a token may flip where two are as near
