@@ -32,9 +32,13 @@ def _by_onednn(x: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: Gelu | None = None) -> Tensor:
-    """Computes x weight^T + bias, with GELU where asked for, by oneDNN."""
+    """Computes x weight^T + bias, with GELU where asked for, by oneDNN.
+
+    Weights must be contiguous, or the transpose of a contiguous matrix: for other strides oneDNN has plain loops only,
+    a thousand times slower.
+    """
     activation, form = ("none", "") if gelu is None else ("gelu", gelu)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, activation, [], form)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: Gelu | None = None) -> Tensor:
@@ -49,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: Gelu | N
     Returns:
         (..., C_out).
     """
-    if _by_onednn(x) and weight.dtype == x.dtype:
+    if _by_onednn(x) and weight.dtype == x.dtype and weight.is_contiguous():
         return _product(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return y if gelu is None else F.gelu(y, approximate=gelu)
@@ -86,7 +90,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     step = max(SCORE_BLOCK // length, 1)
     for sample in range(batch):
         for head in range(heads):
-            keys, values = key[sample, head], value[sample, head].T
+            keys, values = key[sample, head].contiguous(), value[sample, head].contiguous().T
             for start in range(0, tokens, step):
                 scores = _product(query[sample, head, start : start + step], keys)
                 torch.softmax(scores, dim=-1, out=scores)

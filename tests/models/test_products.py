@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from restorevar.models import products
+from restorevar.models.products import Linear, attention, linear
+
+
+@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 9)])
+def test_linear_is_the_same_with_and_without_gradients(gelu, rows) -> None:
+    torch.manual_seed(0)
+    layer = Linear(32, 48)
+    x = torch.randn(2, 12, 32)[:, rows]  # the slice is not contiguous
+    expected = layer(x, gelu).detach()
+    with torch.no_grad():
+        found = layer(x, gelu)
+    assert torch.allclose(found, expected, atol=2e-6)
+
+
+def test_linear_takes_transposed_weights() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 8), torch.randn(8, 6).T
+    with torch.no_grad():
+        assert torch.allclose(linear(x, weight), x @ weight.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_attention_of_strided_parts(scale, dtype, tolerance, monkeypatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(products, "SMALLEST_HEAD", 0)
+    monkeypatch.setattr(products, "SCORE_BLOCK", 40)  # several blocks of queries
+    packed = torch.randn(2, 20, 3 * 24).to(dtype)
+    query, key, value = packed.unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4)
+    query = query[:, :, :11]
+    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), scale=scale)
+    with torch.no_grad():
+        found = attention(query, key, value, scale=scale)
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    assert (found.float() - expected).norm() / expected.norm() < tolerance
+
+
+def test_oneDNN_is_used_in_cpu_inference_only(monkeypatch) -> None:
+    called = []
+    original = products._product
+    monkeypatch.setattr(products, "_product", lambda *arguments: called.append(1) or original(*arguments))
+    layer, x = Linear(4, 4), torch.randn(2, 4)
+    layer(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with torch.no_grad(), torch.device("meta"):
+        layer.to_empty(device="meta")(torch.empty(2, 4))
+    assert not called
