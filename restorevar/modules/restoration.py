@@ -155,10 +155,9 @@ class RestorationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model_name = model
-        self.protocols = {name: find_protocol(other) for name, other in (dataset_protocols or {}).items()}
-        self.table = ScoreTable(
-            DEFAULT_METRICS if metrics is None else metrics, find_protocol(protocol), self.protocols
-        )
+        self.protocol = find_protocol(protocol)
+        self.dataset_protocols = {name: find_protocol(other) for name, other in (dataset_protocols or {}).items()}
+        self.metrics = tuple(DEFAULT_METRICS if metrics is None else metrics)
         groups: Sequence[BaselineGroup] = ("classical", "tokenizer", "oracle") if baselines is None else baselines
         self.baselines = tuple(groups)
         self.rivals = dict(rivals or {})
@@ -178,13 +177,14 @@ class RestorationModule(L.LightningModule):
 
     # ---------------------------------------------------------------------------------------------------- set-up
     def setup(self, stage: str) -> None:
-        """Loads the model.
+        """Loads the model and prepares the metrics.
 
         Raises:
-            UserError: There is no such model, or this module is asked to train.
+            UserError: There is no such model or metric, or this module is asked to train.
         """
         if stage not in ("test", "predict"):
             raise UserError(f"RestorationModule was asked to {stage}; it does test and predict, other modules train.")
+        self.table = ScoreTable(self.metrics, self.protocol, self.dataset_protocols)
         if self.network is None:
             self.network = RestoreVAR.from_pretrained(self.model_name).requires_grad_(False)
 
@@ -193,7 +193,6 @@ class RestorationModule(L.LightningModule):
         network = self._network()
         self.results = None
         self._skipped = {}
-        self.table.reset()
         self._restorers, self._ceilings = {}, {}
         if network.transformer is None:
             self._skipped[MODEL_METHOD] = "the model folder holds a tokenizer only"
