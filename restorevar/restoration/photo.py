@@ -49,6 +49,7 @@ SUFFIXES = {
 """File name endings (lower case) that are read and written, and the format that each stands for."""
 
 _OPENED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_JPEG_SEGMENT = 65533
 _ROWS = 256
 _DEFLATE = 4  # photographs come out as small as with level 6
 _ORIENTATION = ExifTags.Base.Orientation
@@ -136,6 +137,9 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             exif, xmp = _exif(image), _xmp(image)
         except Exception:  # Pillow raises what it likes on a damaged block, and the pixels are fine
             notes.append("damaged EXIF left out")
+        if image.format in ("JPEG", "MPO") and len(exif) > _JPEG_SEGMENT:
+            notes.append("EXIF longer than a JPEG can hold left out")
+            exif = b""
         pixels, alpha, grey = _pixels(image, path)
         icc_profile = image.info.get("icc_profile") or b""
         if image.mode == "CMYK":
@@ -174,13 +178,12 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
     if (high and photo.format not in ("PNG", "TIFF")) or (photo.alpha is not None and photo.format == "JPEG"):
         what = "16 bits a channel" if high else "alpha"
         raise UserError(f"{path}: {photo.format} cannot hold {what}; choose PNG or TIFF")
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        if photo.format == "TIFF":
-            _write_tiff(file, photo)
-        elif high:
-            _write_png_16(file, photo)
-        else:
-            _write_8(file, photo)
+    write = _write_tiff if photo.format == "TIFF" else _write_png_16 if high else _write_8
+    try:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            write(file, photo)
+    except (ValueError, OverflowError, struct.error) as error:  # what a format's fields cannot hold
+        raise UserError(f"{path}: cannot be written as {photo.format} ({error})") from None
 
 
 @contextlib.contextmanager

@@ -268,3 +268,17 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
         with pytest.raises(UserError, match="cannot hold"):
             write_photo(tmp_path / "a.out", photo)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_format_has_no_room_for_is_a_short_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="cannot be written as JPEG"):
+        write_photo(tmp_path / "a.jpg", Photo(noise(), format="JPEG", exif=b"Exif\0\0" + bytes(70000)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_exif_does_not_stop_a_photo(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise()).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(range(40)))
+    photo = read_photo(path)
+    assert photo.pixels.shape == (13, 17, 3)
+    round_trip(path, tmp_path / "b.jpg").load()
