@@ -90,7 +90,7 @@ def labelled_grid(rows: list[dict[str, Tensor]], labels: list[str], side: int = 
 
     Args:
         rows: For each photo, (3, H, W) images in [-1, 1] by the name of their column; all alike.
-        labels: What to write beside each row.
+        labels: What to write above each row.
         side: Images are shrunk to this many pixels at most.
 
     Returns:
@@ -101,13 +101,17 @@ def labelled_grid(rows: list[dict[str, Tensor]], labels: list[str], side: int = 
     scale = min(side / max(height, width), 1.0)
     cell = (max(round(width * scale), 1), max(round(height * scale), 1))
     bar, gap = 14, 2
-    canvas = Image.new("RGB", (len(names) * (cell[0] + gap), len(rows) * (cell[1] + bar + gap)), "white")
+    canvas = Image.new("RGB", (len(names) * (cell[0] + gap), bar + len(rows) * (cell[1] + bar + gap)), "white")
     draw = ImageDraw.Draw(canvas)
+    for column, name in enumerate(names):
+        draw.text((column * (cell[0] + gap) + 2, 0), name, fill="black")
     for row, (images, label) in enumerate(zip(rows, labels, strict=True)):
+        top = bar + row * (cell[1] + bar + gap)
+        draw.text((2, top), label, fill="black")
         for column, name in enumerate(names):
-            left, top = column * (cell[0] + gap), row * (cell[1] + bar + gap)
-            draw.text((left + 2, top), f"{label} | {name}" if column == 0 else name, fill="black")
-            canvas.paste(_to_pil(images[name]).resize(cell, Image.Resampling.LANCZOS), (left, top + bar))
+            canvas.paste(
+                _to_pil(images[name]).resize(cell, Image.Resampling.LANCZOS), (column * (cell[0] + gap), top + bar)
+            )
     return np.asarray(canvas)
 
 

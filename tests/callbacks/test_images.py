@@ -13,23 +13,24 @@ def test_the_grid_shows_every_image_under_its_label():
     rows = [{name: torch.full((3, 40, 60), value) for name, value in colours.items()} for _ in range(2)]
     grid = labelled_grid(rows, ["haze", "rain"], side=30)
     cell_width, cell_height, bar, gap = 30, 20, 14, 2
-    assert grid.shape == (2 * (cell_height + bar + gap), 3 * (cell_width + gap), 3)
+    assert grid.shape == (bar + 2 * (cell_height + bar + gap), 3 * (cell_width + gap), 3)
+    assert (grid[:bar] < 128).any()  # black letters
     for row in range(2):
-        top = row * (cell_height + bar + gap)
+        top = bar + row * (cell_height + bar + gap)
         for column, value in enumerate((0, 128, 255)):
             left = column * (cell_width + gap)
             cell = grid[top + bar : top + bar + cell_height, left : left + cell_width]
             assert np.abs(cell.astype(int) - value).max() <= 1
-        assert (grid[top : top + bar] < 128).any()  # black letters
+        assert (grid[top : top + bar] < 128).any()
 
 
 def test_pictures_of_a_run(tiny_folders, tiny_photos, tmp_path):
     module = RefinerModule(initial_model=str(tiny_folders["refiner"]))
     fit(module, tiny_photos, tmp_path, 2, [ImageGrids(count=2)], limit_val_batches=1.0, val_check_interval=2)
     with Image.open(tmp_path / "pictures" / "train_first_batch.png") as first:
-        assert first.size == (2 * 34, 2 * 48)  # degraded and clean
+        assert first.size == (2 * 34, 14 + 2 * 48)  # degraded and clean
     with Image.open(tmp_path / "pictures" / "validation.png") as validation:
-        assert validation.size == (3 * 34, 2 * 48)  # degraded, restored and clean
+        assert validation.size == (3 * 34, 14 + 2 * 48)  # degraded, restored and clean
 
 
 def test_files_can_be_left_out(tiny_folders, tiny_photos, tmp_path):
