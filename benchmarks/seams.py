@@ -1,8 +1,8 @@
 """Are the borders of tiles seen, and which way of levelling them is better?
 
-    python benchmarks/seams.py PHOTO ... --model NAME_OR_FOLDER [--tile auto] [--severity 0.6]
+    python benchmarks/seams.py PHOTO ... --model NAME_OR_FOLDER [--tile auto] [--severity 0.6] [--kinds haze rain ...]
 
-Degrades clean photographs with haze and low light, restores them with and without the global correction, and prints
+Degrades clean photographs, restores them with and without the global correction, and prints
 
 * PSNR against the clean photo,
 * the seam ratio in smooth regions (sky, walls): the mean gradient across a tile's border over the mean gradient 4 to 16
@@ -35,13 +35,14 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--tile", default="auto")
     parser.add_argument("--severity", type=float, default=0.6)
+    parser.add_argument("--kinds", nargs="+", default=["haze", "low_light", "rain", "snow", "motion_blur"])
     options = parser.parse_args()
     model = RestoreVAR.from_pretrained(options.model)
     tile = options.tile if options.tile == "auto" else int(options.tile)
     print(
         f"{'kind':<10} {'correction':<10} {'degraded':>8} {'restored':>8} {'seam median':>12} {'95 %':>6} {'pieces':>7}"
     )
-    for kind in ("haze", "low_light"):
+    for kind in options.kinds:
         for correction in ("off", "auto", "on"):
             restorer = Restorer(model, tile=tile, global_correction=correction)
             scores, before, ratios = [], [], []
