@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,18 +186,26 @@ class RestoreVAR(nn.Module):
         Args:
             features: (B, Z, h, w) encoder features of the degraded photo.
         """
+        parts = list(self.scale_by_scale(features))
+        tokens, hidden = [part.tokens for part in parts], [part.hidden for part in parts]
+        return RollOut(torch.cat(tokens, 1), torch.cat(hidden, 1), parts[-1].latent)
+
+    def scale_by_scale(self, features: Tensor) -> Iterator[RollOut]:
+        """The steps of :meth:`roll_out`: tokens and hidden of one scale each, with the running sum after it.
+
+        Args:
+            features: (B, Z, h, w) encoder features of the degraded photo.
+        """
         transformer, quantizer, scales = self._transformer(), self.tokenizer.quantizer, self.scales
         state = transformer.start(features)
         running: Tensor | None = None
-        tokens, hidden = [], []
         for scale in range(len(scales)):
             inputs = None if running is None else quantizer.next_input(running, scale, scales)
-            hidden.append(transformer.step(state, inputs, scale))
-            tokens.append(transformer.predict(hidden[-1]))
-            added = quantizer.contribution(tokens[-1], scale, scales)
+            hidden = transformer.step(state, inputs, scale)
+            tokens = transformer.predict(hidden)
+            added = quantizer.contribution(tokens, scale, scales)
             running = added if running is None else running + added
-        assert running is not None
-        return RollOut(torch.cat(tokens, 1), torch.cat(hidden, 1), running)
+            yield RollOut(tokens, hidden, running)
 
     def refine(self, roll_out: RollOut, features: Tensor) -> Tensor:
         """Continuous latent (B, Z, s_K, s_K) of a roll-out; its discrete one where the model has no refiner."""

@@ -42,7 +42,7 @@ def test_attention_of_strided_parts(scale, dtype, tolerance, monkeypatch) -> Non
     assert (found.float() - expected).norm() / expected.norm() < tolerance
 
 
-def test_oneDNN_is_used_in_cpu_inference_only(monkeypatch) -> None:
+def test_onednn_is_used_in_cpu_inference_only(monkeypatch) -> None:
     called = []
     original = products._product
     monkeypatch.setattr(products, "_product", lambda *arguments: called.append(1) or original(*arguments))
