@@ -351,7 +351,8 @@ def write_markdown(path: Path, results: Results) -> None:
     """
     lines = ["# Restoration report", "", headline(results), ""]
     worse, total = _failures(results.scores)
-    lines += [f"{worse} of {total} images have a lower PSNR than their input.", ""]
+    if total:
+        lines += [f"{worse} of {total} images have a lower PSNR than their input.", ""]
     for table in kind_tables(results):
         lines += [f"## {table.title}, {table.note}", "", *_markdown_table(table), ""]
     lines += ["Mean [95 % bootstrap interval]; the best of the methods that see the degraded photo only is bold.", ""]
@@ -377,7 +378,8 @@ def headline(results: Results) -> str:
     """The result in a sentence or two."""
     chosen = [s for s in results.summaries if s.group == "all" and s.metric == "psnr" and s.role == "model"]
     if not chosen:
-        return "No image inside the averages has a PSNR."
+        reason = results.skipped.get(MODEL_METHOD)
+        return f"The model was not scored: {reason}." if reason else "No image inside the averages has a PSNR."
     sentences = []
     for summary in chosen:
         estimate, gain = summary.estimate, summary.gain

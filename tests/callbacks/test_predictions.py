@@ -1,0 +1,72 @@
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restorevar.callbacks import RestoredPhotoWriter
+from restorevar.datamodules.sources import Record
+from restorevar.modules.restoration import RestoredPhoto
+from restorevar.restoration.photo import read_rgb
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def trainer(folder: Path, paths: list[str]):
+    records = [Record(path, None, "rain", "set") for path in paths]
+    loader = SimpleNamespace(dataset=SimpleNamespace(records=records))
+    return SimpleNamespace(default_root_dir=str(folder / "run"), predict_dataloaders=loader, test_dataloaders=loader)
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[str]:
+    """Two photos of one name in different folders, one of 16 bits, one turned by its EXIF entry."""
+    import cv2
+
+    made = [
+        tmp_path / "photos" / "a" / "x.png",
+        tmp_path / "photos" / "b" / "x.png",
+        tmp_path / "photos" / "turned.jpg",
+    ]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(PIXELS).save(made[0])
+    cv2.imwrite(str(made[1]), PIXELS.astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.ascontiguousarray(PIXELS.swapaxes(0, 1))).save(made[2], exif=exif)
+    return [str(path) for path in made]
+
+
+def test_predictions_keep_name_place_format_and_depth(tmp_path, paths):
+    writer, fake = RestoredPhotoWriter(), trainer(tmp_path, paths)
+    writer.on_predict_start(fake, None)
+    restored = 255 - PIXELS
+    for path in paths:
+        photo = RestoredPhoto(path, "set", "rain", None, PIXELS, restored)
+        writer.write_on_batch_end(fake, None, [photo], None, None, 0, 0)
+    root = tmp_path / "run" / "restored" / "set"
+    files = {str(path.relative_to(root)) for path in root.rglob("*.*")}
+    assert files == {"a/x.png", "b/x.png", "turned.jpg"}
+    assert np.array_equal(read_rgb(root / "a" / "x.png"), restored)
+    assert Image.open(root / "turned.jpg").getexif().get(274, 1) == 1
+    assert Image.open(root / "turned.jpg").size == (30, 20)
+    from restorevar.restoration.photo import read_photo
+
+    deep = read_photo(root / "b" / "x.png").pixels
+    assert deep.dtype == np.uint16
+    assert np.array_equal(deep, restored.astype(np.uint16) * 257)
+
+
+def test_tested_photos_are_png_and_say_how_they_were_degraded(tmp_path, paths):
+    writer, fake = RestoredPhotoWriter(str(tmp_path / "kept")), trainer(tmp_path, paths)
+    writer.on_test_start(fake, None)
+    photo = RestoredPhoto(paths[2], "set", "rain", None, PIXELS, PIXELS, PIXELS)
+    made = [dataclasses.replace(photo, severity=severity) for severity in (0.25, 0.5)]
+    missing = dataclasses.replace(photo, path=paths[0], restored=None)
+    writer.on_test_batch_end(fake, None, {"photos": [photo, *made, missing]}, None, 0)
+    files = sorted(path.name for path in (tmp_path / "kept" / "set").rglob("*.*"))
+    assert files == ["turned.png", "turned_rain_0.25.png", "turned_rain_0.50.png"]
+    assert np.array_equal(read_rgb(tmp_path / "kept" / "set" / "turned.png"), PIXELS)
