@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 from restorevar.datamodules.batch import RestorationBatch, RestorationSample, collate
@@ -66,6 +67,7 @@ class TrainingLoader:
                 collate_fn=collate,
                 pin_memory=self._pin_memory,
                 persistent_workers=self.num_workers > 0,
+                worker_init_fn=_one_thread,
             )
         try:
             for batch in self._inner:
@@ -145,7 +147,13 @@ def fixed_loader(
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_one_thread,
     )
+
+
+def _one_thread(worker: int) -> None:
+    """Each worker's OpenCV would take all cores otherwise."""
+    cv2.setNumThreads(1)
 
 
 def _last_line(error: UserError) -> str:
