@@ -11,7 +11,7 @@ from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refi
 from restorevar.models.tokenizer import Tokenizer
 from restorevar.models.transformer import CrossAttention, ScaleTransformer
 
-__all__ = ["initialize_refiner", "initialize_tokenizer", "initialize_transformer", "low_cosines"]
+__all__ = ["initialize_as_copy", "initialize_refiner", "initialize_tokenizer", "initialize_transformer", "low_cosines"]
 
 
 def _truncated_normal(module: nn.Module, std: float) -> None:
@@ -107,3 +107,49 @@ def initialize_refiner(refiner: Refiner) -> None:
     elif isinstance(refiner, ConvolutionRefiner):
         for parameter in refiner.conv_out.parameters():
             nn.init.zeros_(parameter)
+
+
+def initialize_as_copy(tokenizer: Tokenizer, transformer: ScaleTransformer) -> None:
+    """Makes a fresh transformer predict the degraded photo's own tokens, so that training learns the repair alone.
+
+    At each scale the quantizer looks up what is left of the latent. With a local condition the transformer sees the
+    two halves of that difference: the degraded latent and the running sum. They are embedded with opposite signs on
+    the same directions, every residual branch starts at 0, and the head compares the result with the codebook.
+
+    Args:
+        tokenizer: Trained; gives the codebook.
+        transformer: Changed in place; it must have a local condition.
+
+    Raises:
+        ValueError: If it has none, or fewer channels than the latent and the levels need.
+    """
+    width, channels = transformer.config.width, transformer.word_embed.in_features
+    scale_count = len(transformer.scales)
+    if transformer.local_embed is None or width < channels + scale_count + 1:
+        raise ValueError("a start as a copy needs a local condition and more channels than latent channels and scales")
+    # orthonormal directions without a mean, which the head's norm would take away
+    drawn = torch.randn(width, channels + scale_count)
+    basis = torch.linalg.qr(torch.cat([torch.ones(width, 1), drawn], 1)).Q[:, 1:]
+    directions, levels = basis[:, :channels], basis[:, channels:]
+    entries = tokenizer.quantizer.codebook.weight.float()
+    spread = entries.norm(dim=1).max()
+    level_norm = 2 * spread  # long beside any residual, so that the head's norm leaves its length alone
+    nearest = torch.cdist(entries, entries).fill_diagonal_(math.inf).amin(1).square().mean()
+    sharpness = 0.5 / nearest
+    with torch.no_grad():
+        convolution = tokenizer.quant_conv
+        transformer.condition_project.weight.copy_(convolution.weight[:, :, 1, 1])
+        if convolution.bias is not None:
+            transformer.condition_project.bias.copy_(convolution.bias)
+        transformer.local_embed.weight.copy_(directions)
+        transformer.word_embed.weight.copy_(-directions)
+        transformer.level_embed.weight.copy_(levels.T * level_norm)
+        transformer.class_embed.weight[-1].zero_()
+        silent = [transformer.global_embed.weight, transformer.global_embed.bias]
+        for block in transformer.block_sequence:
+            silent += [block.attention.out.weight, block.mlp.fc2.weight, block.cross.out.weight]
+        for parameter in silent:
+            parameter.zero_()
+        # nearest entry = largest <r, e> - |e|^2 / 2
+        transformer.head.weight.copy_(sharpness * level_norm / math.sqrt(width) * entries @ directions.T)
+        transformer.head.bias.copy_(-0.5 * sharpness * entries.square().sum(1))

@@ -11,6 +11,7 @@ from restorevar.datamodules.batch import RestorationBatch
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR, ScaleSchedule, TransformerConfig
 from restorevar.models.corruption import SelfCorrection, requantize, sample_top_k
+from restorevar.models.initialization import initialize_as_copy
 from restorevar.models.published import initialize_from_var
 from restorevar.models.sharding import gathered
 from restorevar.modules.base import StageModule, grow, load_initial, scale_accuracy
@@ -29,6 +30,8 @@ class TransformerModule(StageModule):
         scales: Another schedule of as many scales to move the model to; None keeps the model's.
         transformer: Sizes of the transformer to add; None trains the one that the model has.
         initial_weights: VAR's published transformer (``var_d16.pth``) to start from; None starts from scratch.
+        copy_start: Start a new transformer as a copier of the degraded photo's own tokens, so that training learns the
+            repair alone; needs ``local_condition``. For small models from scratch; not in the paper.
         scale_weighting: ``tokens`` counts every token alike (published); ``inverse_side`` weighs scale k by 1 / s_k,
             normalised, so that the few tokens of the coarse scales, which hold the brightness, are not drowned out.
         label_smoothing: Of the cross-entropy; published: 0.
@@ -46,6 +49,7 @@ class TransformerModule(StageModule):
         scales: tuple[int, ...] | None = None,
         transformer: TransformerConfig | None = None,
         initial_weights: str | None = None,
+        copy_start: bool = False,
         scale_weighting: Literal["tokens", "inverse_side"] = "tokens",
         label_smoothing: float = 0.0,
         self_correction: SelfCorrection | None = None,
@@ -58,17 +62,24 @@ class TransformerModule(StageModule):
         self.scales = scales
         self.transformer_config = transformer
         self.initial_weights = initial_weights
+        self.copy_start = copy_start
         self.scale_weighting = scale_weighting
         self.label_smoothing = label_smoothing
         self.self_correction = self_correction
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = grow(load_initial(self.initial_model, "stage 2", self.scales), transformer=self.transformer_config)
+        initial = load_initial(self.initial_model, "stage 2", self.scales)
+        is_new = initial.transformer is None
+        model = grow(initial, transformer=self.transformer_config)
         if model.transformer is None:
             raise UserError("the initial model has no transformer and model.transformer gives no sizes; give them")
         if self.initial_weights is not None:
             initialize_from_var(model, self.initial_weights)
+        elif is_new and self.copy_start:
+            if not model.transformer.config.local_condition:
+                raise UserError("model.copy_start needs model.transformer.local_condition; set it to true")
+            initialize_as_copy(model.tokenizer, model.transformer)
         weights = token_weights(model.scales, self.scale_weighting)
         self.register_buffer("token_weights", weights, persistent=False)
         return model

@@ -5,7 +5,7 @@ import torch
 
 from restorevar import RestoreVAR
 from restorevar.models import RestoreVARConfig, TokenizerConfig, TransformerConfig
-from restorevar.models.initialization import low_cosines
+from restorevar.models.initialization import initialize_as_copy, low_cosines
 from tests.models.small import photos, small_config, small_model
 
 
@@ -102,3 +102,46 @@ class TestLinearPath:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             decoded = tokenizer.decode(tokenizer.encode(photo).float()).float()
         assert float((decoded - photo).abs().max()) < 6e-3
+
+
+class TestStartAsCopy:
+    def model(self, **changes):
+        torch.manual_seed(0)
+        sizes = {"base_channels": 16, "channel_multipliers": (1, 2), "stem_patch": 4, "latent_channels": 8}
+        sizes |= {"vocabulary_size": 64, "norm_groups": 4, "attention": False, "linear_path": True, "phi_identity": 1.0}
+        transformer = TransformerConfig(
+            **({"depth": 2, "width": 64, "heads": 2, "gain_init": 1.0, "local_condition": True} | changes)
+        )
+        model = RestoreVAR(RestoreVARConfig((1, 2, 4, 8), TokenizerConfig(**sizes), transformer=transformer)).eval()
+        codebook = model.tokenizer.quantizer.codebook.weight
+        torch.nn.init.normal_(codebook, std=0.3, generator=torch.Generator().manual_seed(1))
+        return model
+
+    def test_the_roll_out_copies_the_degraded_photo(self):
+        model = self.model()
+        initialize_as_copy(model.tokenizer, model.transformer)
+        generator = torch.Generator().manual_seed(2)
+        coarse = torch.rand(3, 3, 6, 6, generator=generator) * 2 - 1
+        photo = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
+        with torch.no_grad():
+            target = model.tokenizer.quantizer.quantize(model.tokenizer.encode(photo), model.scales)
+            generated = model.generate(photo)
+        assert (generated.tokens == target.tokens).float().mean() > 0.7
+        own, copied = target.latent - model.tokenizer.encode(photo), generated.latent - target.latent
+        assert copied.square().mean() < own.square().mean()
+
+    def test_every_part_still_learns(self):
+        model = self.model()
+        initialize_as_copy(model.tokenizer, model.transformer)
+        clean, degraded = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+        model.transformer.train()
+        model.teacher_forced(clean, degraded).square().mean().backward()
+        block = model.transformer.block_sequence[0]
+        for layer in (block.attention.out, block.mlp.fc2, block.cross.out, model.transformer.global_embed):
+            assert layer.weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("changes", [{"local_condition": False}, {"width": 8}])
+    def test_what_it_needs(self, changes):
+        model = self.model(**changes)
+        with pytest.raises(ValueError, match="local condition"):
+            initialize_as_copy(model.tokenizer, model.transformer)

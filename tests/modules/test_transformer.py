@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -84,6 +85,19 @@ def test_validation_is_by_roll_out(module, tiny_photos, tmp_path):
         scored += (-10 * error.log10()).tolist()
     mean = sum(scored) / len(scored)
     assert float(logged["val/psnr"]) == pytest.approx(mean, abs=0.02)
+
+
+def test_a_start_as_a_copy_is_for_new_transformers_with_a_local_condition(tiny_folders):
+    config = dataclasses.replace(TRANSFORMER, width=32, local_condition=True)
+    module = TransformerModule(initial_model=str(tiny_folders["tokenizer"]), transformer=config, copy_start=True)
+    module.configure_model()
+    assert float(module.model.transformer.block_sequence[0].mlp.fc2.weight.detach().abs().sum()) == 0.0
+    going_on = TransformerModule(initial_model=str(tiny_folders["transformer"]), copy_start=True)
+    going_on.configure_model()
+    assert float(going_on.model.transformer.block_sequence[0].mlp.fc2.weight.detach().abs().sum()) > 0.0
+    without = TransformerModule(initial_model=str(tiny_folders["tokenizer"]), transformer=TRANSFORMER, copy_start=True)
+    with pytest.raises(UserError, match="local_condition; set it to true"):
+        without.configure_model()
 
 
 def test_a_tokenizer_alone_needs_sizes(tiny_folders):
