@@ -113,6 +113,22 @@ class NewestCheckpoint(ModelCheckpoint):
         if trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.save_checkpoint(self.path)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Marks an epoch as done whose last batch is.
+
+        Saved at its last batch, an epoch counts as unfinished; Lightning (2.6) then forgets to count the next one, and
+        a second resume, in the middle of that one, begins it anew. Runs that are bounded by steps are not affected.
+        """
+        if not (trainer.is_last_batch and trainer.training and trainer.max_steps == -1):
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        for count in (*loop["epoch_progress"].values(), *loop["epoch_loop.batch_progress"].values()):
+            if isinstance(count, dict):  # `total` and `current`
+                count.update(started=count["ready"], processed=count["ready"])
+        for count in ("total", "current"):
+            loop["epoch_loop.batch_progress"][count]["completed"] = loop["epoch_loop.batch_progress"][count]["ready"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # the loggers' clock
+
 
 def is_step_end(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer stepped in this batch: gradients that are still being accumulated are in no checkpoint."""

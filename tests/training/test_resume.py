@@ -42,6 +42,19 @@ def test_any_moment_exact(folder, stage):
         assert not different, (moment, different[:3])
 
 
+@pytest.mark.parametrize("end", [{"max_steps": 18}, {"max_epochs": 3}])
+def test_resumed_twice_the_first_time_at_the_end_of_an_epoch(folder, end):
+    """Lightning alone loses count of the epoch in between where epochs bound the run."""
+    name = next(iter(end))
+    whole = tiny.fit(folder, "decoder", f"{name}-whole", **end)
+    first = tiny.fit(folder, "decoder", f"{name}-1", until=6, every_n_steps=6, **end)
+    second = tiny.fit(folder, "decoder", f"{name}-2", resume=f"{name}-1", until=9, every_n_steps=9, **end)
+    third = tiny.fit(folder, "decoder", f"{name}-3", resume=f"{name}-2", **end)
+    assert first["paths"] + second["paths"] + third["paths"] == whole["paths"]
+    assert len(whole["paths"]) == 18
+    assert all(torch.equal(value, third["weights"][key]) for key, value in whole["weights"].items())
+
+
 def test_accumulated_batches_exact(folder):
     settings = {"max_steps": 5, "accumulate": 2, "batch_size": 2}
     whole = tiny.fit(folder, "transformer", "accumulated-whole", **settings)
