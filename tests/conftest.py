@@ -1,13 +1,23 @@
 """What all tests share: a model small enough to run anywhere, and real photographs that come inside scikit-image."""
 
 import importlib.util
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image
 
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TokenizerConfig, TransformerConfig
+
+# one thread a process: the models are tiny, and two workers with two threads each get into each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for child processes
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# the same examples each time and no deadlines: a slow machine is no failure; --hypothesis-profile=explore draws anew
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 SCALES = (1, 2, 4)
 TOKENIZER = TokenizerConfig(

@@ -54,7 +54,7 @@ def test_errors_for_users_are_one_line_and_exit_code_2(monkeypatch, capsys):
     def refuse(_args):
         raise UserError("found a; expected b")
 
-    monkeypatch.setattr("restorevar.cli.main.dispatch", refuse)
+    monkeypatch.setattr(sys.modules["restorevar.cli.main"], "dispatch", refuse)
     assert main(["restore"]) == 2
     assert capsys.readouterr().err == "error: found a; expected b\n"
 
@@ -63,5 +63,5 @@ def test_an_interruption_is_exit_code_130(monkeypatch):
     def interrupt(_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("restorevar.cli.main.dispatch", interrupt)
+    monkeypatch.setattr(sys.modules["restorevar.cli.main"], "dispatch", interrupt)
     assert main(["restore"]) == 130
