@@ -1,0 +1,38 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "blind_test.py"
+
+
+@pytest.fixture
+def blind_test():
+    spec = importlib.util.spec_from_file_location("blind_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_half_is_real_and_all_crops_are_alike(blind_test, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name in ("real/lowlight/a.png", "clean/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        photo = cv2.resize(random.integers(0, 256, (12, 16, 3), dtype=np.uint8), (400, 330))
+        Image.fromarray(photo).save(tmp_path / name)
+    blind_test.make(tmp_path / "real", tmp_path / "clean", tmp_path / "out", count=14, seed=1)
+    key = json.loads((tmp_path / "out" / "key.json").read_text())["low_light"]
+    ours = [number for number, about in key.items() if about["synthetic"]]
+    assert len(key) == 14
+    assert len(ours) == 7
+    sheets = sorted((tmp_path / "out" / "sheets").iterdir())
+    assert [sheet.name for sheet in sheets] == ["low_light_1.png", "low_light_2.png"]
+    assert Image.open(sheets[0]).size == Image.open(sheets[1]).size
+
+    (tmp_path / "answers.json").write_text(json.dumps({"low_light": dict.fromkeys(ours[:-1], "too dark")}))
+    blind_test.score(tmp_path / "out", tmp_path / "answers.json")
+    assert "| low_light | 14 | 93 % | 1 | 0 |" in capsys.readouterr().out
