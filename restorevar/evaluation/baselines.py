@@ -75,7 +75,7 @@ class ContrastStretch(Classical):
 
     name: ClassVar[str] = "contrast stretch"
     kinds: ClassVar[tuple[str, ...]] = ("haze",)
-    percent: float = 1.0
+    percent: float = 0.01
     strength: float = 1.0
 
     def __call__(self, photo: Pixels) -> Pixels:
@@ -99,8 +99,8 @@ class DarkChannel(Classical):
     name: ClassVar[str] = "dark channel prior"
     kinds: ClassVar[tuple[str, ...]] = ("haze",)
     patch: int = 15
-    omega: float = 0.8
-    least_transmission: float = 0.2
+    omega: float = 0.65
+    least_transmission: float = 0.5
     radius: int = 40
 
     def __call__(self, photo: Pixels) -> Pixels:
@@ -129,7 +129,7 @@ class Clahe(Classical):
     name: ClassVar[str] = "CLAHE"
     kinds: ClassVar[tuple[str, ...]] = ("low_light",)
     clip_limit: float = 4.0
-    tiles: int = 4
+    tiles: int = 1
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
@@ -150,7 +150,7 @@ class Gamma(Classical):
 
     name: ClassVar[str] = "automatic gamma"
     kinds: ClassVar[tuple[str, ...]] = ("low_light",)
-    target: float = 0.4
+    target: float = 0.5
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
@@ -188,8 +188,8 @@ class Bilateral(Classical):
 
     name: ClassVar[str] = "bilateral"
     kinds: ClassVar[tuple[str, ...]] = ("rain", "snow")
-    color_sigma: float = 40.0
-    space_sigma: float = 2.0
+    color_sigma: float = 5.0
+    space_sigma: float = 1.0
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
@@ -208,8 +208,8 @@ class Wiener(Classical):
 
     name: ClassVar[str] = "Wiener"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
-    sigma: float = 1.0
-    balance: float = 0.1
+    sigma: float = 0.7
+    balance: float = 0.03
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
@@ -227,7 +227,7 @@ class RichardsonLucy(Classical):
 
     name: ClassVar[str] = "Richardson-Lucy"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
-    sigma: float = 1.0
+    sigma: float = 0.7
     iterations: int = 5
 
     def __call__(self, photo: Pixels) -> Pixels:

@@ -35,6 +35,7 @@ Pixels = NDArray[Any]
 BaselineGroup = Literal["classical", "tokenizer", "oracle"]
 
 ORACLE_METHOD = "Wiener, fitted kernel"
+PRECISIONS = ("32-true", "bf16-mixed")
 CEILINGS = {"tokenizer, discrete": True, "tokenizer, continuous": False}
 
 
@@ -180,10 +181,16 @@ class RestorationModule(L.LightningModule):
         """Loads the model and prepares the metrics.
 
         Raises:
-            UserError: There is no such model or metric, or this module is asked to train.
+            UserError: There is no such model or metric, the precision does not fit the model, or this module is asked
+                to train.
         """
         if stage not in ("test", "predict"):
             raise UserError(f"RestorationModule was asked to {stage}; it does test and predict, other modules train.")
+        if str(self.trainer.precision) not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision is {self.trainer.precision}; expected {' or '.join(PRECISIONS)}: float16 overflows in "
+                "this model, and its quantizer needs float32."
+            )
         self.table = ScoreTable(self.metrics, self.protocol, self.dataset_protocols)
         if self.network is None:
             self.network = RestoreVAR.from_pretrained(self.model_name).requires_grad_(False)
