@@ -53,4 +53,4 @@ class CodebookReport(L.Callback):
             log[f"codebook/perplexity_scale_{scale + 1}"] = perplexity(of_scale)
         log["codebook/val_used"] = (counts.sum(0) > 0).float().sum()
         log["codebook/val_perplexity"] = perplexity(counts.sum(0))
-        pl_module.log_dict(log)
+        pl_module.log_dict(log, sync_dist=True)  # the same on all processes already

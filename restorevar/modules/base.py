@@ -230,7 +230,7 @@ class StageModule(L.LightningModule, ABC):
         if degraded.any():
             log |= {f"val/{name}": means[degraded, column].mean().float() for column, name in enumerate(SCORES)}
             log["val/gain"] = (means[degraded, 0] - means[degraded, -1]).mean().float()
-        self.log_dict(log)
+        self.log_dict(log, sync_dist=True)  # the same on all processes already; Lightning warns otherwise
 
 
 def planned_steps(trainer: L.Trainer, epoch_batches: int) -> int:
