@@ -188,8 +188,8 @@ class RestorationModule(L.LightningModule):
             raise UserError(f"RestorationModule was asked to {stage}; it does test and predict, other modules train.")
         if str(self.trainer.precision) not in PRECISIONS:
             raise UserError(
-                f"trainer.precision is {self.trainer.precision}; expected {' or '.join(PRECISIONS)}: float16 overflows in "
-                "this model, and its quantizer needs float32."
+                f"trainer.precision is {self.trainer.precision}; expected {' or '.join(PRECISIONS)}: float16 "
+                "overflows in this model, and its quantizer needs float32."
             )
         self.table = ScoreTable(self.metrics, self.protocol, self.dataset_protocols)
         if self.network is None:

@@ -226,7 +226,7 @@ def test_predict_writes_photos_under_their_names(folder, capsys):
         ("test", {"model": {"model": "nowhere"}}, "no model 'nowhere'"),
         ("test", {"model": {"metrics": ["psrn"]}}, "Unknown metric: 'psrn'"),
         ("test", {"model": {"compare_fidelities": [0.5]}}, "no detail path"),
-        ("test", {"trainer": {"precision": "16-mixed"}}, "float16 overflows"),
+        ("test", {"trainer": {"precision": "16-true"}}, "float16 overflows"),
         ("test", {"data": {"test": None}}, "data.test: no source given"),
     ],
 )
