@@ -13,8 +13,8 @@ import torch
 SCRIPT = Path(tiny.__file__)
 
 
-def launch(folder: Path, runs: dict, timeout: int = 240) -> list[dict]:
-    """Runs fits in two processes; returns what each of them found."""
+def launch(folder: Path, runs: dict, processes: int = 2, timeout: int = 280) -> list[dict]:
+    """Runs fits in processes of their own; returns what each of them found."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
     for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_PORT", "WORLD_SIZE"):
         environment.pop(name, None)
@@ -23,7 +23,7 @@ def launch(folder: Path, runs: dict, timeout: int = 240) -> list[dict]:
         command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=folder, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
