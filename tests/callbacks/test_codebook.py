@@ -9,9 +9,7 @@ from tests.modules.stages import fit
 
 def test_use_and_perplexity_are_those_of_the_validation_photos(tiny_folders, tiny_photos, tmp_path):
     module = TokenizerModule(initial_model=str(tiny_folders["tokenizer"]))
-    trainer = fit(
-        module, tiny_photos, tmp_path, 1, [CodebookReport()], limit_val_batches=1.0, val_check_interval=1
-    )
+    trainer = fit(module, tiny_photos, tmp_path, 1, [CodebookReport()], limit_val_batches=1.0, val_check_interval=1)
     model = module.model.eval()
     counts = torch.zeros(3, 16, dtype=torch.int64)
     for batch in trainer.datamodule.val_dataloader():

@@ -22,7 +22,13 @@ def seeded(seed=0):
 
 
 def tokenizer(**changes):
-    sizes = {"base_channels": 8, "channel_multipliers": (1, 2), "latent_channels": 4, "vocabulary_size": 32, "norm_groups": 4}
+    sizes = {
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "latent_channels": 4,
+        "vocabulary_size": 32,
+        "norm_groups": 4,
+    }
     torch.manual_seed(0)
     config = RestoreVARConfig(scales=SCALES, tokenizer=TokenizerConfig(**(sizes | {"attention": False} | changes)))
     return RestoreVAR(config).tokenizer
