@@ -61,7 +61,7 @@ def restore(
     """
     jobs = plan_jobs(paths, output)
     network, identity = _load(model)
-    place = _device(device)
+    place = choose_device(device)
     number_type = choose_precision(precision, place)
     network.set_precision(number_type).to(place)
     with _Display(jobs) as display:
@@ -111,7 +111,12 @@ def _load(name: str) -> "tuple[RestoreVAR, str]":
     return network, hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
 
-def _device(name: str) -> "torch.device":
+def choose_device(name: str) -> "torch.device":
+    """The device of a name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        UserError: If it is not there.
+    """
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -124,6 +129,7 @@ def _device(name: str) -> "torch.device":
 
 
 def choose_precision(name: str, device: "torch.device") -> "torch.dtype":
+    """The number type of a name; ``auto`` is bfloat16 where the device computes it natively."""
     import torch
 
     if name == "auto":

@@ -177,7 +177,8 @@ class RestoreVAR(nn.Module):
                 "For other sizes use model.restore(photo)"
             )
 
-    def _prepared(self, image: Tensor) -> Tensor:
+    def prepared(self, image: Tensor) -> Tensor:
+        """The image on the model's device, in its precision and memory layout."""
         return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
@@ -258,7 +259,7 @@ class RestoreVAR(nn.Module):
         """
         fidelity = self.resolve_fidelity(fidelity)
         self._check_size(degraded)
-        features, pyramid = self.tokenizer.encoder.features(self._prepared(degraded))
+        features, pyramid = self.tokenizer.encoder.features(self.prepared(degraded))
         if fidelity == 0:
             pyramid = []  # free the memory
         roll_out = self.roll_out(features)
@@ -280,7 +281,7 @@ class RestoreVAR(nn.Module):
         self._check_size(clean)
         self._check_size(degraded)
         with torch.no_grad():
-            features = self.tokenizer.encode_features(self._prepared(torch.cat([degraded, clean])))
+            features = self.tokenizer.encode_features(self.prepared(torch.cat([degraded, clean])))
             condition, clean_features = features.chunk(2)
             tokens = self.tokenizer.quantizer.quantize(self.tokenizer.to_latent(clean_features), self.scales).tokens
             teacher_input = self.tokenizer.quantizer.teacher_input(tokens, self.scales)

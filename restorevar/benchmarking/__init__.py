@@ -1,0 +1,1 @@
+"""Speed, memory and cost of models: what ``restorevar benchmark`` measures."""

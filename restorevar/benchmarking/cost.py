@@ -1,0 +1,100 @@
+"""Operations that a model cannot avoid, and the rates that a machine reaches on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from restorevar.benchmarking.timing import interleave
+from restorevar.models import RestoreVAR
+from restorevar.models.products import linear
+
+__all__ = ["Cost", "Rates", "count", "measure_rates"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one restored photo, two a multiply-add.
+
+    Attributes:
+        convolutions: Of convolutions.
+        products: Of matrix products.
+    """
+
+    convolutions: float
+    products: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Floating-point operations a second.
+
+    Attributes:
+        product: Of a square matrix product through ``torch.matmul``.
+        fast_product: Of the same through the library that the model uses here.
+        convolution: Of a 3x3 convolution of 160 channels, channels-last.
+    """
+
+    product: float
+    fast_product: float
+    convolution: float
+
+    def floor(self, cost: Cost) -> float:
+        """Seconds below which these rates allow no photo."""
+        return cost.convolutions / self.convolution + cost.products / max(self.product, self.fast_product)
+
+
+def count(model: RestoreVAR, fidelity: float | None = None) -> Cost:
+    """Counts one photo's operations on a copy without memory; nothing is computed.
+
+    Args:
+        model: The model.
+        fidelity: As in :meth:`RestoreVAR.generate`.
+    """
+    with torch.device("meta"):
+        shadow = RestoreVAR(model.config).eval()
+    counter = FlopCounterMode(display=False)
+    # standard operators only: the counter does not know oneDNN's, nor the CPU's fused attention
+    standard = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+    with FakeTensorMode(allow_non_fake_inputs=True), standard[0], standard[1]:
+        shadow = shadow.to_empty(device="cpu")
+        shadow.rebuild_tables()
+        photo = torch.empty(1, 3, *model.image_size)
+        with counter:
+            shadow.generate(photo, fidelity=fidelity)
+    operations = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    convolutions = sum(flops for name, flops in operations.items() if "conv" in name)
+    return Cost(convolutions, sum(operations.values()) - convolutions)
+
+
+def measure_rates(
+    device: torch.device, dtype: torch.dtype, repeats: int = 5, side: int = 4096, pixels: int = 256
+) -> Rates:
+    """Measures the rates of the machine.
+
+    Args:
+        device: Where.
+        dtype: Of the operands.
+        repeats: Rounds; the medians count.
+        side: Of the matrices.
+        pixels: Side of the map that is convolved.
+    """
+    matrix = torch.randn(side, side, device=device).to(dtype)
+    kernel = torch.randn(160, 160, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    image = torch.randn(1, 160, pixels, pixels, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    medians = interleave(
+        {
+            "product": lambda: matrix @ matrix,
+            "fast_product": lambda: linear(matrix, matrix),
+            "convolution": lambda: F.conv2d(image, kernel, padding=1),
+        },
+        repeats,
+        device,
+    )
+    operations = {"product": 2 * side**3, "fast_product": 2 * side**3, "convolution": 2 * 160 * 160 * 9 * pixels**2}
+    return Rates(**{name: operations[name] / medians[name].median for name in operations})

@@ -1,0 +1,116 @@
+import json
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from restorevar import RestoreVAR
+from restorevar.benchmarking import benchmark as benchmark_module
+from restorevar.benchmarking import timing
+from restorevar.benchmarking.benchmark import run_benchmark
+from restorevar.benchmarking.cost import Cost, Rates, count
+from restorevar.benchmarking.parts import measure_parts
+from restorevar.benchmarking.timing import interleave, peak_memory
+from restorevar.cli import main
+from restorevar.models import RefinerConfig, RestoreVARConfig, TransformerConfig
+from tests.models.small import DETAIL, randomize, small_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> RestoreVAR:
+    built = RestoreVAR(small_config(detail=DETAIL)).eval()
+    randomize(built)
+    return built
+
+
+class TestTiming:
+    def test_calls_take_turns(self) -> None:
+        order: list[str] = []
+        measured = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU, warm_up=1)
+        assert order == ["a", "b"] * 4
+        assert len(measured["a"].seconds) == 3
+
+    @pytest.mark.skipif(timing.total_memory(CPU) is None, reason="needs /proc")
+    def test_peak_memory_sees_what_is_freed_again(self) -> None:
+        idle = peak_memory(lambda: None, CPU)
+        if idle is None:
+            pytest.skip("the kernel does not reset the peak")
+        assert peak_memory(lambda: torch.ones(64, 2**20), CPU) - idle > 200 * 2**20
+
+    def test_available_memory_keeps_a_fifth_free(self, monkeypatch) -> None:
+        monkeypatch.setattr(timing, "_meminfo", {"MemTotal": 1000, "MemAvailable": 700}.get)
+        assert timing.available_memory(CPU) == 500
+        monkeypatch.setattr(timing, "_meminfo", lambda name: None)
+        assert timing.available_memory(CPU) is None
+
+
+class TestCost:
+    def test_paper_size_costs_what_was_counted_by_hand(self) -> None:
+        with torch.device("meta"):
+            paper = RestoreVAR(RestoreVARConfig(transformer=TransformerConfig(), refiner=RefinerConfig()))
+        cost = count(paper)
+        assert cost.convolutions == pytest.approx(2450e9, rel=0.02)  # encoder 867, decoder 1583
+        assert cost.products == pytest.approx(1620e9, rel=0.03)
+
+    def test_nothing_in_a_restoration_depends_on_values(self, model) -> None:
+        # fake tensors have no values: what runs with them never waits for the device, as CUDA graphs need it
+        photos = torch.zeros(2, 3, *model.image_size)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = mode.from_tensor(photos)
+            assert model.generate(fake).image.shape == photos.shape
+
+    def test_floor(self) -> None:
+        assert Rates(product=10, fast_product=20, convolution=5).floor(Cost(50, 40)) == 12
+
+
+def test_parts_cover_a_restoration(model) -> None:
+    parts = measure_parts(model, torch.zeros(1, 3, *model.image_size), repeats=1)
+    assert list(parts) == ["encoder", "scale 1", "scale 2", "scale 3", "scale 4", "refiner", "decoder"]
+    assert all(len(part.seconds) == 1 for part in parts.values())
+
+
+class TestRun:
+    def test_command_writes_results(self, model, tmp_path, capsys, monkeypatch) -> None:
+        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        model.save_pretrained(tmp_path / "model")
+        words = ["--precision", "float32", "--repeats", "2", "--batch", "[3]", "--size", "[40x30]", "--device", "cpu"]
+        code = main(["benchmark", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "results"), *words])
+        assert code == 0
+        results = json.loads((tmp_path / "results" / "benchmark.json").read_text())
+        own, batch = results["rows"]
+        assert (own["batch"], batch["batch"]) == (1, 3)
+        assert len(own["seconds"]) == 2
+        assert own["median"] > 0
+        (size,) = results["sizes"]
+        assert (size["width"], size["height"]) == (40, 30)
+        assert results["floor"] == pytest.approx(
+            results["operations"]["convolutions"] / 3e9 + results["operations"]["matrix products"] / 2e9
+        )
+        assert results["derived"]["over_floor"] == pytest.approx(own["median"] / results["floor"])
+        assert "scale 4" in results["parts"]
+        assert "GFLOP" in capsys.readouterr().out
+
+    def test_rows_that_would_not_fit_say_so(self, model, monkeypatch) -> None:
+        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        monkeypatch.setattr(benchmark_module, "available_memory", lambda device: 0)
+        monkeypatch.setattr(benchmark_module, "peak_memory", lambda call, device: (call(), next(peaks))[1])
+        peaks = iter([100, 200])
+        report = run_benchmark(model, "small", repeats=1, batches=[4], peers=["diffusion"])
+        skipped = [row for row in report.rows if row.median is None]
+        assert [row.name for row in skipped] == ["latent diffusion", "small"]
+        assert all("skipped: needs about" in row.note for row in skipped)
+        assert all(not math.isnan(part) for part in report.parts.values())
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--size", "[big]"], "size 'big'; expected WIDTHxHEIGHT"),
+            (["--batch", "[0]"], "batch 0; expected a positive number"),
+        ],
+    )
+    def test_mistakes(self, words, message, capsys) -> None:
+        assert main(["benchmark", *words]) == 2
+        assert message in capsys.readouterr().err
