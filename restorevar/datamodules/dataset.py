@@ -160,6 +160,7 @@ class TrainingDataset(Dataset[RestorationSample]):
         seed: Fixes everything.
         skips: Counts broken files, which are replaced by others of their pool; None raises instead.
         cache_megabytes: Memory of each worker for decoded photos.
+        permute_colors: Exchange the colour channels at random.
     """
 
     def __init__(
@@ -169,8 +170,10 @@ class TrainingDataset(Dataset[RestorationSample]):
         seed: int,
         skips: Skips | None = None,
         cache_megabytes: int = 0,
+        permute_colors: bool = False,
     ) -> None:
         self.pools, self.geometry, self.seed, self.skips = list(pools), geometry, seed, skips
+        self.permute_colors = permute_colors
         self.cache = PhotoCache(cache_megabytes)
 
     def __len__(self) -> int:
@@ -216,6 +219,9 @@ class TrainingDataset(Dataset[RestorationSample]):
             degraded, clean = degraded[:, ::-1], clean[:, ::-1]
         if turn:
             degraded, clean = degraded[::-1], clean[::-1]
+        if self.permute_colors:
+            order = generator.permutation(3)
+            degraded, clean = degraded[..., order], clean[..., order]
         return {
             "degraded": to_tensor(degraded),
             "clean": to_tensor(clean),

@@ -55,6 +55,8 @@ class RestorationDataModule(L.LightningDataModule):
         resize_filter: How: `lanczos`, as published, or `area`, three times as fast and a little softer.
         horizontal_flip: Mirror half of the training samples.
         vertical_flip: Turn half of the training samples upside down.
+        permute_colors: Exchange the colour channels of training samples at random: for a handful of photos, whose
+            colours a model would learn by heart.
         skip_broken: Replace a training sample whose file cannot be read, with a warning and a count, instead of
             stopping.
         cache_megabytes: Memory of each worker for decoded training photos; pays where they are few.
@@ -78,6 +80,7 @@ class RestorationDataModule(L.LightningDataModule):
         resize_filter: ResizeFilter = "lanczos",
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
+        permute_colors: bool = False,
         skip_broken: bool = False,
         cache_megabytes: int = 0,
         pin_memory: bool = False,
@@ -94,6 +97,7 @@ class RestorationDataModule(L.LightningDataModule):
         self.resize_short_side = resize_short_side
         self.resize_filter = resize_filter
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
+        self.permute_colors = permute_colors
         self.skip_broken = skip_broken
         self.cache_megabytes = cache_megabytes
         self.pin_memory = pin_memory
@@ -128,7 +132,7 @@ class RestorationDataModule(L.LightningDataModule):
         rank, world_size = self._place()
         sampler = EpochSampler(tasks, length, self.batch_size, self.seed, rank, world_size)
         self._train_loader = TrainingLoader(
-            TrainingDataset(pools, self._geometry(), self.seed, self.skips, self.cache_megabytes),
+            TrainingDataset(pools, self._geometry(), self.seed, self.skips, self.cache_megabytes, self.permute_colors),
             sampler,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

@@ -217,3 +217,21 @@ def test_odd_photos_become_ordinary_samples(tmp_path, name, kind):
     sample = TrainingDataset([pool], Geometry((16, 16)), 0)[Draw(0, 0, 0, 0)]
     assert sample["degraded"].shape == sample["clean"].shape == (3, 16, 16)
     assert sample["degraded"].isfinite().all()
+
+
+def test_colours_are_permuted_alike_in_both_images(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    records = [Record(str(tmp_path / "a.png"), None, None, "set")]
+    geometry = Geometry((32, 32), None, horizontal_flip=False)
+    pools = [Pool("clean", records, (0.0, 0.0))]
+    plain, permuted = (TrainingDataset(pools, geometry, 0, permute_colors=flag) for flag in (False, True))
+    orders = set()
+    for position in range(20):
+        draw = Draw(0, position, 0, 0)
+        before, after = plain[draw]["clean"], permuted[draw]
+        assert (after["clean"] == after["degraded"]).all()
+        order = tuple(next(i for i in range(3) if (before[i] == channel).all()) for channel in after["clean"])
+        assert sorted(order) == [0, 1, 2]
+        orders.add(order)
+    assert len(orders) > 3
