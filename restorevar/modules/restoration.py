@@ -313,10 +313,11 @@ class RestorationModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Runs rivals, collects the scores of all processes and logs the means."""
         self._run_rivals()
-        scores = self.table.gather()
         skipped: dict[str, str] = {}
         for part in gather_objects(self._skipped):
             skipped |= part
+        # a rival that failed on one process has no row at all
+        scores = [score for score in self.table.gather() if score.method not in skipped]
         summaries = summarize(scores)
         self.results = Results(scores, summaries, self.table.metrics.unavailable, skipped, self._facts())
         for summary in summaries:
@@ -366,7 +367,6 @@ class RestorationModule(L.LightningModule):
                     self._score(sample, read_rgb(found[Path(name).stem]), rival, "rival")
             except UserError as error:
                 self._skipped[rival] = str(error).splitlines()[0]
-                self.table.scores = [score for score in self.table.scores if score.method != rival]
             for path in sorted(output.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             output.rmdir()
