@@ -48,6 +48,19 @@ class TestTiming:
 
 
 class TestCost:
+    def test_convolutions_of_a_small_model(self, model) -> None:
+        counted = []
+
+        def add(layer: torch.nn.Module, _: object, result: torch.Tensor) -> None:
+            counted.append(2 * result.numel() * layer.weight[0].numel())
+
+        hooks = [layer.register_forward_hook(add) for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
+        model.generate(torch.zeros(1, 3, *model.image_size))
+        for hook in hooks:
+            hook.remove()
+        assert count(model).convolutions == sum(counted)
+
+    @pytest.mark.slow
     def test_paper_size_costs_what_was_counted_by_hand(self) -> None:
         with torch.device("meta"):
             paper = RestoreVAR(RestoreVARConfig(transformer=TransformerConfig(), refiner=RefinerConfig()))

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+
+from restorevar import RestoreVAR
+from restorevar.cli import main
+from restorevar.models import TransformerConfig
+from restorevar.models.export import ScaleStep, scale_tables
+from tests.models.small import ATTENTION_REFINER, DETAIL, randomize, small_config
+
+TRANSFORMER = TransformerConfig(
+    depth=1, width=16, heads=2, mlp_ratio=1.0, class_count=2, gain_init=1.0, local_condition=True
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = RestoreVAR(small_config(scales=(1, 2, 3), transformer=TRANSFORMER, detail=DETAIL)).eval()
+    randomize(model)
+    path = tmp_path_factory.mktemp("models") / "small"
+    model.save_pretrained(path)
+    return path
+
+
+def test_step_with_static_cache_does_what_the_model_does() -> None:
+    model = RestoreVAR(small_config(transformer=TRANSFORMER, refiner=ATTENTION_REFINER)).eval()
+    randomize(model)
+    photos = torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = model.generate(photos)
+    with torch.no_grad():
+        features = model.tokenizer.encode_features(photos)
+        state = model.transformer.start(features)
+        cross = torch.stack([torch.stack(pair) for pair in state.cross])
+        step, tables = ScaleStep(model, model.transformer), scale_tables(model)
+        running = torch.zeros(2, features.shape[1], model.scales.lengths[-1])
+        cache = torch.full((1, 2, 2, 2, model.scales.tokens, 8), 7.0)  # what lies there must not matter
+        tokens = []
+        for scale in range(len(model.scales)):
+            inputs = [tables[f"{name}_{scale}"] for name in ("places", "phi", "down", "up")]
+            arguments = (state.condition.start, cross, state.condition.local.flatten(2))
+            new, _, running, cache = step(running, cache, *arguments, inputs[0], torch.tensor(scale), *inputs[1:])
+            tokens.append(new)
+    assert torch.equal(torch.cat(tokens, 1), expected.tokens)
+    assert torch.allclose(running.view_as(expected.latent), expected.latent, atol=1e-5)
+
+
+def check(folder, output, words) -> dict:
+    assert main(["export", "--model", str(folder), "--output", str(output), *words]) == 0
+    record = json.loads((output / "package.json").read_text())
+    assert record["relative_error"] < 1e-5
+    return record
+
+
+def test_parts_restore_the_same_photo(folder, tmp_path) -> None:
+    record = check(folder, tmp_path, ["--format", "parts", "--batch", "2", "--fidelity", "0.5"])
+    assert record["batch"] == 2
+    assert record["fidelity"] == 0.5
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("encoder.pt2", "step.pt2", "refiner.pt2", "decoder.pt2"),
+        *("tables.safetensors", "package.json"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "aoti"])
+def test_whole_programs_restore_the_same_photo(folder, tmp_path, kind) -> None:
+    pytest.importorskip("onnxruntime")
+    record = check(folder, tmp_path, ["--format", kind, "--size", "24"])
+    assert (record["height"], record["width"]) == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch", "0"], "batch is 0; expected a positive number"),
+        (["--precision", "bfloat16"], "onnx packages are float32"),
+        (["--size", "30"], "size is 30; expected a multiple of 4"),
+        (["--fidelity", "3", "--format", "parts"], "fidelity is 3.0; expected a number from 0"),
+    ],
+)
+def test_mistakes(folder, tmp_path, words, message, capsys) -> None:
+    assert main(["export", "--model", str(folder), "--output", str(tmp_path / "package"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "package").exists()
