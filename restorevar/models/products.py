@@ -90,9 +90,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     step = max(SCORE_BLOCK // length, 1)
     for sample in range(batch):
         for head in range(heads):
-            keys, values = key[sample, head].contiguous(), value[sample, head].contiguous().T
+            # scores in float32: rounded to bfloat16 they would double the error where the softmax is sharp
+            keys, values = key[sample, head].float().contiguous(), value[sample, head].contiguous().T
             for start in range(0, tokens, step):
-                scores = _product(query[sample, head, start : start + step], keys)
+                scores = _product(query[sample, head, start : start + step].float(), keys)
                 torch.softmax(scores, dim=-1, out=scores)
-                attended[sample, head, start : start + step] = _product(scores, values)
+                attended[sample, head, start : start + step] = _product(scores.to(value.dtype), values)
     return attended
