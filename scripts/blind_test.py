@@ -91,8 +91,8 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
         sources, good = photos_in(folder), photos_in(own)
         if not sources or not good:
             raise SystemExit(f"error: no photos in {folder if not sources else own}")
-        # as many scenes as there are real ones: repeats tell nothing
-        good = [good[index] for index in random.permutation(len(good))[: len(sources)]]
+        # one crop a scene while there are enough
+        good = [good[index] for index in random.permutation(len(good))[: max(math.ceil(count / 2), 1)]]
         entries = []
         for number in range(count):
             if number % 2:

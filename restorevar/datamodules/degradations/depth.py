@@ -45,7 +45,7 @@ def _coarse_depth(view: View) -> FloatImage:
     rows, columns = view.coarse_size
     y = (np.arange(rows, dtype=np.float32)[:, None] + 0.5) / rows
     x = (np.arange(columns, dtype=np.float32)[None] + 0.5) / columns
-    horizon, nearness = random.uniform(0.1, 0.5), random.uniform(0.1, 0.6)
+    horizon, nearness = random.uniform(0.1, 0.5), random.uniform(0.06, 0.35)
     ground = nearness / (np.maximum(y - horizon, 0) + nearness)
     # a road or an alley: farthest at a vanishing point rather than along a line
     vanishing, width = random.uniform(0.3, 0.7), random.uniform(0.2, 0.6)
@@ -55,7 +55,7 @@ def _coarse_depth(view: View) -> FloatImage:
     above = np.clip((horizon + 0.25 - y) / 0.25, 0, 1)
     sky = _sky(view) * np.clip((0.75 - y) / 0.25, 0, 1)
     depth = alley * (1 - strength * above)
-    depth = depth * (1 + random.uniform(0.04, 0.15) * view.coarse_noise("depth noise", 4))
+    depth = depth * (1 + random.uniform(0.02, 0.07) * view.coarse_noise("depth noise", 4))
     depth = depth + (_SKY - depth) * sky
     return np.clip(depth, 0.03, _SKY).astype(np.float32)
 

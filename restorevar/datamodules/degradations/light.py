@@ -93,8 +93,8 @@ def veiled(image: FloatImage, colour: FloatImage, share: FloatImage) -> FloatIma
     return flat.reshape(image.shape)
 
 
-def added(image: FloatImage, brightness: float, share: FloatImage, hiding: float) -> FloatImage:
-    """Adds white light to (H, W, 3): image (1 - hiding share) + brightness share, clipped to 1, share (H, W)."""
+def added(image: FloatImage, brightness: FloatImage, share: FloatImage, hiding: float) -> FloatImage:
+    """Adds white light to (H, W, 3): image (1 - hiding share) + brightness share, clipped to 1; all (H, W)."""
     image = scaled(image, 1 - np.float32(hiding) * share)
-    image += cv2.cvtColor(share * np.float32(brightness), cv2.COLOR_GRAY2RGB)
+    image += cv2.cvtColor(share * brightness, cv2.COLOR_GRAY2RGB)
     return np.minimum(image, 1, out=image)

@@ -3,7 +3,13 @@
 import cv2
 import numpy as np
 
-from restorevar.datamodules.degradations.light import FloatImage, linear_to_display, scaled
+from restorevar.datamodules.degradations.light import (
+    FloatImage,
+    darkest_channel,
+    display_to_linear,
+    linear_to_display,
+    scaled,
+)
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["exposure_stops", "low_light"]
@@ -16,31 +22,52 @@ def exposure_stops(view: View, severity: float) -> float:
     return severity * view.random("exposure").uniform(2.0, 7.0)
 
 
+def _lamps(view: View, brightness: float) -> FloatImage:
+    """(h, w, 3) light of what shines by itself and does not darken: small parts far brighter than all around them."""
+    coarse = display_to_linear(view.thumbnail)
+    around = np.asarray(cv2.blur(darkest_channel(coarse), (15, 15)), np.float32)
+    limit = np.maximum(0.5, 3 * around)
+    own = view.linear(_MARGIN)
+    share = np.clip((darkest_channel(own) - view.sample(limit, _MARGIN)) * 4, 0, 1)
+    light = scaled(own, share * share * np.float32(brightness))
+    # their glow in mist and lens
+    share = np.clip((darkest_channel(coarse) - limit) * 4, 0, 1)
+    glow = np.asarray(cv2.GaussianBlur(scaled(coarse, share), (0, 0), 2.5), np.float32)
+    light += view.sample(glow, _MARGIN) * np.float32(0.15 * brightness)
+    return light
+
+
 def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """Darkens in linear light and takes the picture again with a noisy sensor.
 
-    Exposure, uneven lighting and a contrast curve (dark parts lose more than lamps and sky) set the light; Poisson and
-    read noise, white balance and the steps of the raw digitization are the camera's.
+    Lamps and reflections keep their light and glow. Exposure, uneven lighting and a contrast curve (dark parts lose
+    more than sky) set the rest; Poisson and read noise, white balance and the steps of the raw digitization are the
+    camera's.
     """
     random = view.random("low light")
     stops = exposure_stops(view, severity)
-    contrast = 1 + severity * random.uniform(0, 0.7)
-    photons = 10 ** random.uniform(2.5, 4.3)
+    contrast = 1 + severity * random.uniform(0.1, 1.1)
+    photons = 10 ** random.uniform(2.6, 3.8)
     read_noise = random.uniform(0.5, 4.0)
-    balance = np.exp(random.normal(0, 0.14, 3) * severity)
-    balance = (balance / balance[1]).astype(np.float32)
+    # lamps differ along the colours of hot bodies, hardly towards green
+    warmth, green = random.normal(0.03, 0.1) * severity, random.normal(0, 0.02) * severity
+    balance = np.exp(np.array([warmth, green, -warmth])).astype(np.float32)
+    lamps = severity * random.uniform(0.2, 1.0)
     unevenness = severity * random.uniform(0, 0.9)
     bits = int(random.integers(9, 13))
     grain = random.uniform(0, 1.2)
 
     light = view.linear(_MARGIN)
     if contrast > 1:
-        light = np.power(light, np.float32(contrast))
+        # of luminance: dark colours do not become gaudy
+        light = scaled(light, np.power(cv2.cvtColor(light, cv2.COLOR_RGB2GRAY), np.float32(contrast - 1)))
     # the contrast curve takes part of the stops: a bright grey (0.35) loses as many as wanted
     lost = stops - min((contrast - 1) * 1.5, 0.5 * stops)
     field = cv2.exp(view.coarse_noise("illumination", 2.5) * np.float32(unevenness * 0.7))
     light = scaled(light, view.sample(np.minimum(field, 1.6) * np.float32(2.0**-lost), _MARGIN))
     light.reshape(len(light), -1)[:] *= np.tile(balance, light.shape[1])
+    if lamps:
+        light += _lamps(view, lamps)
     if severity > 1e-3:
         # more photons for a smaller severity: none of the noise is left at 0
         scale = np.float32(photons / severity**2)
@@ -71,6 +98,7 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "read_noise_electrons": read_noise,
         "white_balance": [round(float(value), 4) for value in balance],
         "unevenness": unevenness,
+        "lamps": lamps,
         "bits": bits,
         "grain": grain,
     }

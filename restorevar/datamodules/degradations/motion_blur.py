@@ -25,7 +25,7 @@ def shake_trajectory(random: np.random.Generator, straightness: float, steps: in
     drift = complex(math.cos(heading), math.sin(heading)) * (0.1 + 1.4 * straightness)
     loose = 1 - straightness
     pushes = (random.normal(0, 0.3, (steps, 2)) @ np.array([1, 1j])).tolist()
-    jerks = (random.random(steps) < 0.03 * loose).tolist()
+    jerks = (random.random(steps) < 0.02 * loose).tolist()
     shake = complex(*random.normal(0, 0.8, 2))
     position, path = 0j, np.empty(steps, np.complex128)
     for index in range(steps):
@@ -39,6 +39,15 @@ def shake_trajectory(random: np.random.Generator, straightness: float, steps: in
     return np.stack([path.real, path.imag], axis=1)
 
 
+def _steadied(path: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """The path passed at a more even speed: a point where a hand rests for long would leave a sharp second picture."""
+    way = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
+    time = np.linspace(0, 1, len(path))
+    mixed = (1 - share) * time + share * way / max(float(way[-1]), 1e-9)
+    # the moment of each place, mixed from time and way, asked at even moments
+    return np.stack([np.interp(time, mixed, path[:, axis]) for axis in (0, 1)], axis=1)
+
+
 def _kernel(path: NDArray[np.float64]) -> list[tuple[int, int, float]]:
     """Whole-pixel shifts (row, column, weight) along a path in pixels."""
     # stages at most half a pixel apart, or a long path would fall into dots
@@ -47,14 +56,16 @@ def _kernel(path: NDArray[np.float64]) -> list[tuple[int, int, float]]:
     column, row = (np.interp(stages, np.arange(len(path)), path[:, axis]) for axis in (0, 1))
     left, top = math.floor(column.min()), math.floor(row.min())
     grid = np.zeros((math.ceil(row.max()) - top + 2, math.ceil(column.max()) - left + 2))
+    # a shutter opens and closes gradually: no hard ends
+    open_share = np.clip(np.minimum(stages + 1, len(path) - stages) / (0.06 * len(path)), 0, 1)
     if length > 40:
         # a third of the shifts, and nobody sees half a pixel in a long blur
-        np.add.at(grid, (np.rint(row).astype(int) - top, np.rint(column).astype(int) - left), 1)
+        np.add.at(grid, (np.rint(row).astype(int) - top, np.rint(column).astype(int) - left), open_share)
     else:
         first_row, first_column = np.floor(row).astype(int), np.floor(column).astype(int)
         y, x = row - first_row, column - first_column
         for dy, dx, share in ((0, 0, (1 - y) * (1 - x)), (0, 1, (1 - y) * x), (1, 0, y * (1 - x)), (1, 1, y * x)):
-            np.add.at(grid, (first_row + dy - top, first_column + dx - left), share)
+            np.add.at(grid, (first_row + dy - top, first_column + dx - left), share * open_share)
     grid /= grid.sum()
     rows, columns = np.nonzero(grid > 1e-4)
     weights = grid[rows, columns] / grid[rows, columns].sum()
@@ -112,21 +123,24 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     differs from place to place. Sensor noise comes after the blur.
     """
     random = view.random("motion blur")
-    reach = 0.5 * severity * random.uniform(16, 64) * view.unit
+    reach = 0.5 * severity * random.uniform(16, 62) * view.unit
     straightness = random.beta(0.8, 0.8)
     highlights = severity * random.uniform(0, 4)
-    noise = severity * random.uniform(0, 0.015)
+    noise = severity * random.uniform(0.003, 0.02)
+    defocus = severity * random.uniform(0.2, 0.9) * view.unit
     turns = random.random() < 0.4
     turn = severity * math.radians(random.normal(0, 1.2)) * turns
     zoom = severity * random.normal(0, 0.012) * turns
     height, width = view.size
     centre = width * random.uniform(0.1, 0.9), height * random.uniform(0.1, 0.9)
     path = shake_trajectory(random, straightness) * reach
+    path = _steadied(path, random.uniform(0.6, 0.95))
 
     # the farthest corner moves most; each stage is at most about a pixel from the next
     swing = math.hypot(turn, zoom) * math.hypot(max(centre[0], width - centre[0]), max(centre[1], height - centre[1]))
-    passes = min(5, math.ceil(math.log2(swing))) if swing > 1 else int(swing > 0.1)
-    shift = math.ceil(reach) + 2
+    passes = min(7, math.ceil(math.log2(swing))) if swing > 1 else int(swing > 0.1)
+    soft = math.ceil(2.5 * defocus) if defocus > 0.2 else 0
+    shift = math.ceil(reach) + 2 + soft
     margin = shift + (math.ceil(swing) + 2 if passes else 0)
     light = view.linear(margin)
     if highlights:
@@ -138,6 +152,8 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         light = _average_turns(light, corner, centre, turn, zoom, passes)
         trim = margin - shift
         light = light[trim:-trim, trim:-trim]
+    if soft:
+        light = np.asarray(cv2.GaussianBlur(light, (2 * soft + 1, 2 * soft + 1), defocus), np.float32)
     image = linear_to_display(_average_shifts(light, _kernel(path), shift))
     if noise:
         image = np.clip(image + np.float32(noise) * view.noise("sensor"), 0, 1)
@@ -147,5 +163,6 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "turn_degrees": math.degrees(turn),
         "zoom": zoom,
         "highlights": highlights,
+        "defocus_pixels": defocus,
         "noise": noise,
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from restorevar.datamodules.degradations.light import FloatImage
 from restorevar.datamodules.degradations.view import View
 
-__all__ = ["Strokes", "draw"]
+__all__ = ["Strokes", "draw", "gusts"]
 
 _SHIFT = 4  # fractional bits of coordinates handed to OpenCV
 _LEVELS = 8  # opacities drawn apart
@@ -35,6 +35,14 @@ class Strokes:
     thickness: float
     softness: float
     taper: tuple[float, float] = (0.0, 0.0)
+
+
+def gusts(view: View, centre: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """(N,) factors, 1 on average, that make what falls thicker in some places of the photo than in others."""
+    field = np.exp(np.clip(strength * view.coarse_noise("gusts", 5), -1.5, 0.7))
+    cells = (centre // view.step).astype(int)
+    rows, columns = view.coarse_size
+    return np.asarray(field[np.clip(cells[:, 1], 0, rows - 1), np.clip(cells[:, 0], 0, columns - 1)], np.float64)
 
 
 def draw(view: View, strokes: Strokes) -> FloatImage | None:

@@ -2,18 +2,20 @@
 
 import math
 
+import cv2
 import numpy as np
 
-from restorevar.datamodules.degradations.haze import airlight_colour, veil
+from restorevar.datamodules.degradations.depth import relative_depth
+from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, added
-from restorevar.datamodules.degradations.particles import Strokes, draw
+from restorevar.datamodules.degradations.particles import Strokes, draw, gusts
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["rain"]
 
 
 def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
-    """Streak layers from far (thin, short, many) to near (thick, long, few), screened in over a veil.
+    """Streak layers from far (thin, short, many) to near (thick, long, few), over a veil and under a grey sky.
 
     Drops show the light of the whole scene: in drizzle the streaks are hardly brighter than the photo, and dark before
     a bright sky. With growing severity they become the dense, white, long streaks of Rain100H.
@@ -41,31 +43,51 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     # a drop hides what is behind it; in Rain100H its light is only added
     hiding = 1 - heaviness * min(1.0, random.uniform(0, 1.3))
 
+    # outdoors: no sun, distances vanish, far streaks too fine to be told apart, the nearest out of focus
+    natural = min(1.0, 8 * severity) * (1 - heaviness)
+    gloom = natural * random.uniform(0.2, 1.0)
+    mist += natural * random.uniform(0.05, 0.5)
+    gust = random.uniform(0.1, 0.6)
+
     image = view.display()
+    depth = relative_depth(view)
+    if gloom:
+        image = overcast(view, image, gloom)
     if mist:
-        image = veil(view, image, mist, airlight)
+        image = veil(view, image, depth, mist, airlight)
     clear = np.ones(image.shape[:2], np.float32)
     height, columns = view.size
-    for layer in range(layers):
-        stream = view.random(f"streaks {layer}")
-        nearness = 0.5 + 1.0 * layer / max(layers - 1, 1)
+    distances = [(0.5 + 1.0 * layer / max(layers - 1, 1), 1.0) for layer in range(layers)]
+    if natural > 0.05:
+        distances = [(near, 1 - 0.5 * natural) for near, _ in distances]
+        distances = [(0.22, 0.7 * natural), *distances, (3.0, 0.3 * natural)]
+    for nearness, share in distances:
+        stream = view.random(f"streaks {nearness:.2f}")
         reach = 0.5 * length * nearness * view.unit
         border = 2 * reach + 4
         area = (height + 2 * border) * (columns + 2 * border) / (512 * view.unit) ** 2
-        count = int(density / layers / nearness**1.5 * area)
-        tilt = angle + stream.normal(0, crossing) + stream.normal(0, stream.uniform(0.01, 0.06), count)
+        count = int(min(density / layers / nearness**1.5, 1400 if nearness < 0.3 else math.inf) * area)
+        tilt = angle + stream.normal(0, crossing) + stream.normal(0, stream.uniform(0.015, 0.09), count)
         # streams of their own: more severity adds streaks and moves none
-        centre = view.random(f"places {layer}").uniform(-border, (columns + border, height + border), (count, 2))
-        size = reach * view.random(f"lengths {layer}").uniform(0.3, 0.8, count)
-        opacity = strength * view.random(f"opacities {layer}").uniform(0.4, 1, count)
+        centre = view.random(f"places {nearness:.2f}").uniform(-border, (columns + border, height + border), (count, 2))
+        size = reach * np.minimum(0.4 * np.exp(view.random(f"lengths {nearness:.2f}").normal(0, 0.5, count)), 1.2)
+        opacity = 0.15 + 0.85 * view.random(f"opacities {nearness:.2f}").random(count) ** (1 + 0.8 * natural)
+        opacity *= strength * share * gusts(view, centre, gust)
         direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
         thickness = max(width * nearness * view.unit, 0.6)
         taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
-        softness = 0.35 * thickness if nearness > 1 else 0.25 * thickness
+        softness = max(0.25 if nearness < 1 else 0.35, 0.25 * nearness) * thickness
         drawn = draw(view, Strokes(centre, direction * size[:, None], opacity, thickness, softness, taper))
         if drawn is not None:
-            clear *= 1 - drawn
-    image = added(image, brightness, 1 - clear, hiding)
+            if nearness < 0.3:
+                # what is near has no rain far before it
+                drawn *= np.minimum(depth + np.float32(0.15), 1)
+            clear *= 1 - np.minimum(drawn, 1)
+    # a drop shows much of what surrounds it
+    local = cv2.blur(cv2.cvtColor(view.thumbnail, cv2.COLOR_RGB2GRAY), (15, 15)) - np.float32(scene)
+    local *= np.float32(0.6 * natural * view.illumination ** (1 / 2.2))
+    shown = view.sample(np.clip(local + np.float32(brightness), 0, 1))
+    image = added(image, shown, 1 - clear, hiding)
     return image, {
         "angle_degrees": math.degrees(angle),
         "layers": layers,
@@ -74,6 +96,7 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "length": length,
         "width": width,
         "veil": mist,
+        "gloom": gloom,
         "airlight": [round(float(value), 4) for value in airlight],
         "streak_brightness": brightness,
         "hiding": hiding,

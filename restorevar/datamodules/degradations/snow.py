@@ -4,23 +4,24 @@ import math
 
 import numpy as np
 
-from restorevar.datamodules.degradations.haze import airlight_colour, veil
+from restorevar.datamodules.degradations.depth import relative_depth
+from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, veiled
-from restorevar.datamodules.degradations.particles import Strokes, draw
+from restorevar.datamodules.degradations.particles import Strokes, draw, gusts
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
 
 # flake diameter (pixels in 512 x 512), number at full density, opacity: the nearest are out of focus
 _LAYERS = (
-    (1.1, 2400, 0.8),
-    (1.7, 1500, 1.0),
-    (2.6, 700, 1.0),
-    (3.8, 260, 1.0),
-    (5.6, 110, 1.0),
-    (8.5, 45, 0.8),
-    (13.0, 14, 0.6),
-    (20.0, 6, 0.35),
+    (0.8, 2000, 0.85),
+    (1.4, 1500, 1.0),
+    (2.3, 560, 1.0),
+    (3.5, 200, 1.0),
+    (5.4, 80, 0.9),
+    (8.5, 28, 0.7),
+    (13.0, 11, 0.5),
+    (22.0, 4, 0.3),
 )
 
 
@@ -28,43 +29,54 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """Flakes from far (tiny, many) to near (large, few, out of focus), moving, partly transparent, over a veil."""
     random = view.random("snow")
     angle = math.radians(random.normal(0, 30))
-    speed = random.uniform(0.0, 1.0) ** 2 * 5
+    speed = random.uniform(0.0, 1.0) ** 2 * 3.5
     scale = random.uniform(0.8, 1.5)
     largest = int(random.integers(2, len(_LAYERS) + 1))
     # fine snow is denser
     density = severity * random.uniform(0.4, 1.6) * (2.0 if largest <= 3 else 1.0)
     strength = min(1.0, severity**0.4 * random.uniform(0.6, 1.2))
-    mist = severity * random.uniform(0.1, 0.8)
-    blur = random.uniform(0.15, 0.4)
+    mist = severity * random.uniform(0.3, 1.1)
+    blur = random.uniform(0.2, 0.45)
     airlight = airlight_colour(view, random)
-    brightness = random.uniform(0.85, 1.0) * view.illumination ** (1 / 2.2)
+    # flakes are white under a grey sky: seldom as bright as the camera's white
+    glow = float(view.thumbnail.mean()) + random.uniform(0.25, 0.55)
+    brightness = min(1.0, max(glow, 0.65)) * view.illumination ** (1 / 2.2)
+    gloom = min(1.0, 4 * severity) * random.uniform(0.2, 0.9)
+    gust = random.uniform(0.2, 0.8)
 
     image = view.display()
+    depth = relative_depth(view)
+    if gloom:
+        image = overcast(view, image, gloom)
     if mist:
-        image = veil(view, image, mist, airlight)
+        image = veil(view, image, depth, mist, airlight)
     clear = np.ones(image.shape[:2], np.float32)
     height, width = view.size
     for layer, (diameter, number, fading) in enumerate(_LAYERS[:largest]):
-        diameter = max(diameter * scale * view.unit, 0.9)
-        border = (4 + speed) * diameter + 4
+        diameter = max(diameter * scale * view.unit, 0.7)
+        border = (4 + 2 * speed) * diameter + 4
         area = (height + 2 * border) * (width + 2 * border) / (512 * view.unit) ** 2
         count = int(number * density * area)
         # streams of their own: more severity adds flakes and moves none
         centre = view.random(f"places {layer}").uniform(-border, (width + border, height + border), (count, 2))
-        tilt = angle + view.random(f"angles {layer}").normal(0, 0.3, count)
-        path = 0.5 * speed * diameter * view.random(f"speeds {layer}").uniform(0.3, 1.2, count)
-        opacity = strength * fading * view.random(f"opacities {layer}").uniform(0.25, 1, count)
+        tilt = angle + view.random(f"angles {layer}").normal(0, 0.4, count)
+        path = 0.5 * speed * diameter * np.minimum(np.exp(view.random(f"speeds {layer}").normal(-0.5, 0.6, count)), 2)
+        opacity = strength * fading * (0.1 + 0.9 * view.random(f"opacities {layer}").random(count) ** 1.3)
+        opacity *= gusts(view, centre, gust)
         reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
         thickness = diameter
         if layer >= 2:
             # a flake is a lump of crystals, not a disc
-            lumps = view.random(f"lumps {layer}").normal(0, 0.3 * diameter, (count, 3, 2))
+            lumps = view.random(f"lumps {layer}").normal(0, 0.35 * diameter, (count, 3, 2))
             centre = (centre[:, None] + lumps).reshape(-1, 2)
             reach, opacity = reach.repeat(3, axis=0), opacity.repeat(3)
-            thickness = 0.6 * diameter
-        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.3, blur * diameter)))
+            thickness = 0.55 * diameter
+        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, blur * diameter)))
         if drawn is not None:
-            clear *= 1 - drawn
+            if layer < 2:
+                # what is near has few of the far flakes before it
+                drawn *= np.minimum(depth + np.float32(0.2), 1)
+            clear *= 1 - np.minimum(drawn, 1)
     return veiled(image, np.full(3, brightness), clear), {
         "angle_degrees": math.degrees(angle),
         "speed": speed,
@@ -74,6 +86,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "largest_layer": largest,
         "softness": blur,
         "veil": mist,
+        "gloom": gloom,
         "airlight": [round(float(value), 4) for value in airlight],
         "flake_brightness": brightness,
     }
