@@ -91,6 +91,8 @@ class RestoreVARCLI(LightningCLI):
         if settings.get("logger") in (None, True):
             root = settings.get("default_root_dir") or os.getcwd()
             kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="")
+        if settings.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False  # the pre-flight summary says more
         self.trainer_defaults = {"callbacks": standard_callbacks(settings)}
         try:
             return super().instantiate_trainer(**kwargs)
@@ -156,6 +158,8 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
     # adverts and announcements; warnings still come through
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # it says that checkpoints may run code; ours never do
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
