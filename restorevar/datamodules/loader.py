@@ -13,6 +13,24 @@ from restorevar.errors import UserError
 __all__ = ["FixedSampler", "TrainingLoader", "fixed_loader"]
 
 
+class WorkerLoader(DataLoader[Any]):
+    """A `DataLoader` whose worker processes use one OpenCV thread each.
+
+    The number is set before the workers are forked: OpenCV hangs in a forked process that changes it after its parent
+    has used several threads.
+    """
+
+    def __iter__(self) -> Any:
+        threads = cv2.getNumThreads()
+        if self.num_workers > 0:
+            cv2.setNumThreads(1)
+        try:
+            return super().__iter__()
+        finally:
+            if self.num_workers > 0:
+                cv2.setNumThreads(threads)
+
+
 class TrainingLoader:
     """Batches of an epoch, with a position that Lightning saves and restores.
 
@@ -60,14 +78,13 @@ class TrainingLoader:
         # a generator: Lightning creates iterators before it sets the epoch
         self._handed_out, self._epoch = 0, self.epoch_sampler.epoch
         if self._inner is None:
-            self._inner = DataLoader(
+            self._inner = WorkerLoader(
                 self.dataset,
                 batch_sampler=self.batch_sampler,
                 num_workers=self.num_workers,
                 collate_fn=collate,
                 pin_memory=self._pin_memory,
                 persistent_workers=self.num_workers > 0,
-                worker_init_fn=_one_thread,
             )
         try:
             for batch in self._inner:
@@ -140,20 +157,14 @@ def fixed_loader(
     Returns:
         The loader.
     """
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread,
     )
-
-
-def _one_thread(worker: int) -> None:
-    """Each worker's OpenCV would take all cores otherwise."""
-    cv2.setNumThreads(1)
 
 
 def _last_line(error: UserError) -> str:

@@ -1,5 +1,7 @@
 from itertools import chain
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -83,3 +85,14 @@ def test_processes_share_a_fixed_set_without_overlap():
     assert set(chain(*equal)) == set(range(7))
     few = [list(FixedSampler(2, rank, 3)) for rank in range(3)]
     assert all(few), "Lightning refuses a process without batches"
+
+
+def test_workers_start_after_opencv_has_used_several_threads():
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (31, 31), 5)  # starts the pool that a fork would break
+    loader = loader_of(workers=2)
+    assert len(list(loader)) == len(loader)
+    assert cv2.getNumThreads() == 2
+    loader.shutdown()
+    cv2.setNumThreads(threads)
