@@ -28,11 +28,34 @@ def _blocks(rows: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
+def _channel_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances (C,) of the columns of (n, C), float64.
+
+    The squares are of differences from a rough mean, summed block by block in cascades and then in float64 (1e-8 off).
+    """
+    shift = rows[:: max(len(rows) // 256, 1)].float().mean(0)
+    moments = torch.zeros(2, len(shift), dtype=torch.float64)
+    difference = torch.empty(min(len(rows), max(CACHE_BLOCK // len(shift), 1)), len(shift))
+    for block in _blocks(rows):
+        part = rows[block]
+        part = torch.sub(part, shift, out=difference[: len(part)])
+        moments[0] += part.sum(0)
+        moments[1] += part.mul_(part).sum(0)
+    first, second = moments / len(rows)
+    return shift + first, second - first.square()
+
+
+def _rough_channel_moments(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances (C,) of a bfloat16 (C, H, W): one float32 sum, 1e-4 off, is enough for three digits."""
+    ones = torch.ones(len(sample))
+    mean, variance = torch.batch_norm_update_stats(sample[None], torch.zeros_like(ones), ones, 1.0)
+    return mean.double(), variance.double()
+
+
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Means and inverse standard deviations of the groups of a channels-last tensor.
 
     PyTorch's own CPU kernel for this layout squares before it subtracts, in one long float32 sum: 1e-5 off at 512 px.
-    Here the squares are of differences from a rough mean, summed block by block in cascades and then in float64 (1e-8).
 
     Args:
         x: (B, C, H, W), channels-last.
@@ -42,22 +65,14 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
     Returns:
         (B, groups) float32 each.
     """
-    means, deviations = [], []
-    for rows in _rows(x):
-        shift = rows[:: max(len(rows) // 256, 1)].float().mean(0)
-        moments = torch.zeros(2, len(shift), dtype=torch.float64)
-        difference = torch.empty(min(len(rows), max(CACHE_BLOCK // len(shift), 1)), len(shift))
-        for block in _blocks(rows):
-            part = rows[block]
-            part = torch.sub(part, shift, out=difference[: len(part)])
-            moments[0] += part.sum(0)
-            moments[1] += part.mul_(part).sum(0)
-        first, second = moments / len(rows)
-        mean = (shift + first).view(groups, -1)
-        spread = (second - first.square()).view(groups, -1) + (mean - mean.mean(1, keepdim=True)).square()
-        means.append(mean.mean(1))
-        deviations.append((spread.mean(1) + eps).rsqrt())
-    return torch.stack(means).float(), torch.stack(deviations).float()
+    if x.dtype == torch.bfloat16:
+        pairs = [_rough_channel_moments(sample) for sample in x]
+    else:
+        pairs = [_channel_moments(rows) for rows in _rows(x)]
+    mean, variance = (torch.stack(parts).unflatten(1, (groups, -1)) for parts in zip(*pairs, strict=True))
+    center = mean.mean(2, keepdim=True)
+    variance = (variance + (mean - center).square()).mean(2)
+    return center[:, :, 0].float(), (variance + eps).rsqrt().float()
 
 
 def _scale_and_shift(mean: Tensor, deviation: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
