@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 # albumentations asks the network for a newer version when it is imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -97,7 +99,11 @@ class RestoreVARCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            message = " ".join(str(error).split())
+            if re.search("gpu|device|accelerator|backend", message, re.IGNORECASE):
+                count = torch.cuda.device_count()
+                message += f" This machine has {count} GPUs: change trainer.accelerator or trainer.devices"
+            raise UserError(f"trainer: {message}") from error
 
 
 def standard_callbacks(settings: Any) -> list[Callback]:
