@@ -50,7 +50,7 @@ def shorten(parser: ArgumentParser, message: str, ex: BaseException | None = Non
     patterns: list[tuple[str, Callable[[re.Match[str]], str]]] = [
         (r"does not accept option '([^']+)'", lambda m: _unknown(m[1], _settings(parser))),
         (r"[Kk]ey '([^']+)' is not expected", lambda m: _unknown(m[1], _settings(parser))),
-        (r"unrecognized arguments: (.*)", lambda m: _unrecognized(m[1], parser)),
+        (r"[Uu]nrecognized arguments: (.*)", lambda m: _unrecognized(m[1], parser)),
         (r"Option '([^']+)' is not accepted", lambda m: _unknown(m[1], _settings(_innermost(ex) or parser))),
         (r"Problem with given class_path '([^']+)':\s+(.*?)(?:\n\s+- Expected|\n\s*Given|$)", _class_problem),
         (r"the following arguments are required: (.*)", lambda m: _missing(m[1], parser)),
