@@ -11,9 +11,10 @@ import tiny
 import torch
 
 SCRIPT = Path(tiny.__file__)
+pytestmark = pytest.mark.timeout(900)  # ten seconds on an idle machine, minutes on a crowded one
 
 
-def launch(folder: Path, runs: dict, processes: int = 2, timeout: int = 280) -> list[dict]:
+def launch(folder: Path, runs: dict, processes: int = 2, timeout: int = 800) -> list[dict]:
     """Runs fits in processes of their own; returns what each of them found."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
     for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_PORT", "WORLD_SIZE"):
@@ -59,7 +60,7 @@ def two(folder):
                 "options": {},
             }
     # far enough for k-means and for restarts of dead codes
-    runs["codebook"] = runs["scratch adamw"] | {"max_steps": 7, "batch_size": 2, "run": "two-codebook"}
+    runs["codebook"] = runs.pop("scratch adamw") | {"max_steps": 7, "batch_size": 2, "run": "two-codebook"}
     return launch(folder, runs)
 
 

@@ -10,6 +10,8 @@ from restorevar.callbacks import Preflight
 from restorevar.cli import main
 from restorevar.errors import UserError
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -103,3 +105,26 @@ def test_what_does_not_go_with_split_weights_stops(stage, message):
     module = tiny.make_module(tiny.Path("unused"), stage, "adamw")
     with pytest.raises(UserError, match=message):
         Preflight().setup(trainer, module, "fit")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_on_gpus_losses_are_those_of_ddp(folder, precision):
+    """NCCL, all GPUs there are (one will do): stages 2 and 3, saved and resumed."""
+    count = torch.cuda.device_count()
+    common = {"devices": count, "accelerator": "gpu", "precision": precision, "batch_size": 2, "max_steps": 5}
+    runs = {}
+    for stage in ("transformer", "refiner"):
+        for strategy in ("ddp", "fsdp"):
+            name = f"{stage}-{strategy}-{precision}"
+            runs[name] = common | {"stage": stage, "run": name, "strategy": strategy}
+        half, rest = f"{stage}-half-{precision}", f"{stage}-rest-{precision}"
+        sharded = common | {"stage": stage, "strategy": "fsdp"}
+        runs[half] = sharded | {"run": half, "until": 2, "every_n_steps": 2}
+        runs[rest] = sharded | {"run": rest, "resume": half}
+    found = launch(folder, runs, processes=count)[0]
+    relative = 1e-4 if precision == "32-true" else 2e-2
+    for stage in ("transformer", "refiner"):
+        split = found[f"{stage}-fsdp-{precision}"]["losses"]
+        assert split == pytest.approx(found[f"{stage}-ddp-{precision}"]["losses"], rel=relative)
+        assert found[f"{stage}-rest-{precision}"]["losses"] == pytest.approx(split[2:], rel=relative)

@@ -127,6 +127,8 @@ def fit(
     optimizer: str = "adamw",
     devices: int = 1,
     strategy: str = "auto",
+    accelerator: str = "cpu",
+    precision: str = "32-true",
     batch_size: int = 4,
     max_steps: int = 3,
     max_epochs: int | None = None,
@@ -153,7 +155,8 @@ def fit(
     newest = NewestCheckpoint(every_n_steps=every_n_steps, folder=str(folder / run / "checkpoints"))
     stop = [StopAt(until)] if until is not None else []
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        precision=precision,
         devices=devices,
         strategy=chosen,
         max_steps=max_steps if max_epochs is None else -1,
