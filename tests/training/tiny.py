@@ -143,6 +143,7 @@ def fit(
     """One fit; `until` stops earlier than the schedule says, with a checkpoint."""
     from restorevar.strategies import ShardedStrategy
 
+    torch.manual_seed(2)  # new parts start alike, whatever ran in this process before
     module = make_module(folder, stage, optimizer, drop_path, **(options or {}))
     data = RestorationDataModule(
         train=[PairedFolders(degraded=str(folder / "degraded"), clean=str(folder / "clean"), kind="low_light")],
