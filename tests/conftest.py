@@ -19,6 +19,15 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+
+@pytest.fixture(autouse=True)
+def no_seed_left_behind():
+    """Lightning remembers a seed in the environment, and reseeds every later process of the test session with it."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+
+
 SCALES = (1, 2, 4)
 TOKENIZER = TokenizerConfig(
     base_channels=8,

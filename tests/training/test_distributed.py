@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)  # ten seconds on an idle machine, minutes
 def launch(folder: Path, runs: dict, processes: int = 2, timeout: int = 800) -> list[dict]:
     """Runs fits in processes of their own; returns what each of them found."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_PORT", "WORLD_SIZE"):
+    for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_PORT", "WORLD_SIZE", "PL_GLOBAL_SEED"):
         environment.pop(name, None)
     command = [sys.executable, str(SCRIPT), str(folder), json.dumps(runs)]
     done = subprocess.run(
