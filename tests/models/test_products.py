@@ -53,3 +53,19 @@ def test_onednn_is_used_in_cpu_inference_only(monkeypatch) -> None:
     with torch.no_grad(), torch.device("meta"):
         layer.to_empty(device="meta")(torch.empty(2, 4))
     assert not called
+
+
+def test_attention_in_bfloat16_training_has_the_gradients_of_sdpa() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 20, 16), (2, 3, 28, 16), (2, 3, 28, 16)]
+    inputs = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    ours = [value.clone().requires_grad_() for value in inputs]
+    exact = [value.float().requires_grad_() for value in inputs]
+    found = attention(*ours)
+    expected = F.scaled_dot_product_attention(*exact)
+    assert torch.allclose(found.float(), expected, atol=2e-2)
+    upstream = torch.randn(expected.shape, generator=generator)
+    found.backward(upstream.bfloat16())
+    expected.backward(upstream)
+    for part, reference in zip(ours, exact, strict=True):
+        assert (part.grad.float() - reference.grad).norm() < 2e-2 * reference.grad.norm()
