@@ -19,6 +19,8 @@ from restorevar.optimization import Schedule
 
 __all__ = ["TransformerModule", "token_weights"]
 
+Weighting = Literal["tokens", "inverse_side", "scales"]
+
 
 class TransformerModule(StageModule):
     """Trains the transformer to predict the clean photo's tokens from the degraded photo; the tokenizer is frozen.
@@ -32,8 +34,9 @@ class TransformerModule(StageModule):
         initial_weights: VAR's published transformer (``var_d16.pth``) to start from; None starts from scratch.
         copy_start: Start a new transformer as a copier of the degraded photo's own tokens, so that training learns the
             repair alone; needs ``local_condition``. For small models from scratch; not in the paper.
-        scale_weighting: ``tokens`` counts every token alike (published); ``inverse_side`` weighs scale k by 1 / s_k,
-            normalised, so that the few tokens of the coarse scales, which hold the brightness, are not drowned out.
+        scale_weighting: ``tokens`` counts every token alike (published); ``inverse_side`` weighs the tokens of scale k
+            by 1 / s_k and ``scales`` by 1 / s_k^2, so that every scale counts alike, both normalised: the few tokens of
+            the coarse scales, which hold the brightness, are not drowned out.
         label_smoothing: Of the cross-entropy; published: 0.
         self_correction: Puts the model's own mistakes into the inputs and lets finer scales learn to mend them; None,
             as published, trains on perfect inputs only.
@@ -50,7 +53,7 @@ class TransformerModule(StageModule):
         transformer: TransformerConfig | None = None,
         initial_weights: str | None = None,
         copy_start: bool = False,
-        scale_weighting: Literal["tokens", "inverse_side"] = "tokens",
+        scale_weighting: Weighting = "tokens",
         label_smoothing: float = 0.0,
         self_correction: SelfCorrection | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -170,7 +173,7 @@ class TransformerModule(StageModule):
             self.log(f"val/db_lost_scale_{scale + 1}", lost, batch_size=len(right), sync_dist=True)
 
 
-def token_weights(scales: ScaleSchedule, weighting: Literal["tokens", "inverse_side"]) -> Tensor:
+def token_weights(scales: ScaleSchedule, weighting: Weighting) -> Tensor:
     """Weight of each token in the loss, (T,) float32 with mean 1.
 
     Args:
@@ -179,6 +182,6 @@ def token_weights(scales: ScaleSchedule, weighting: Literal["tokens", "inverse_s
     """
     if weighting == "tokens":
         return torch.ones(scales.tokens)
-    sides = torch.tensor([length**0.5 for length in scales.lengths])
-    weights = (1 / sides)[torch.from_numpy(scales.scale_of_token)]
+    power = 0.5 if weighting == "inverse_side" else 1.0
+    weights = torch.tensor(scales.lengths, dtype=torch.float32).pow(-power)[torch.from_numpy(scales.scale_of_token)]
     return weights / weights.mean()

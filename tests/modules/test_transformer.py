@@ -20,14 +20,15 @@ def module(tiny_folders):
     return module
 
 
-def test_weights_of_scales():
+@pytest.mark.parametrize(
+    ("weighting", "sums"), [("tokens", [1.0, 4.0, 16.0]), ("inverse_side", [1.0, 2.0, 4.0]), ("scales", [1.0] * 3)]
+)
+def test_weights_of_scales(weighting, sums):
     schedule = ScaleSchedule((1, 2, 4))
-    assert token_weights(schedule, "tokens").tolist() == [1.0] * 21
-    weights = token_weights(schedule, "inverse_side")
+    weights = token_weights(schedule, weighting)
     assert weights.mean() == pytest.approx(1.0)
-    # weight 1 / s_k a token: scale k has s_k^2 of them, so it counts in proportion to s_k
-    sums = torch.stack([weights[schedule.span(scale)].sum() for scale in range(3)])
-    assert torch.allclose(sums / sums[0], torch.tensor([1.0, 2.0, 4.0]))
+    found = torch.stack([weights[schedule.span(scale)].sum() for scale in range(3)])
+    assert torch.allclose(found / found[0], torch.tensor(sums))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(module):
