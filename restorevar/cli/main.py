@@ -34,6 +34,7 @@ LIGHTNING_VERBS = {
 COMMANDS = {
     "pipeline": Command("restorevar.cli.pipeline:pipeline", "train all stages, each from the last one's export"),
     "restore": Command("restorevar.cli.restore:restore", "restore photos and folders of photos"),
+    "web": Command("restorevar.cli.web:web", "a page in the browser to try a model on a photo"),
     "degrade": Command("restorevar.cli.degrade:degrade", "make degraded copies of photos"),
     "manifest": Command("restorevar.cli.manifest:manifest", "build and check lists of training pairs"),
     "convert": Command("restorevar.cli.convert:convert", "published weights to a model folder and back"),

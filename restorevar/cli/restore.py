@@ -60,7 +60,7 @@ def restore(
         0, or 1 if a photo failed.
     """
     jobs = plan_jobs(paths, output)
-    network, identity = _load(model)
+    network, identity = load_model(model)
     place = choose_device(device)
     number_type = choose_precision(precision, place)
     network.set_precision(number_type).to(place)
@@ -91,8 +91,12 @@ def restore(
     return 1 if outcome.errors else 0
 
 
-def _load(name: str) -> "tuple[RestoreVAR, str]":
-    """The model, and what tells it from others: the checksum of its files."""
+def load_model(name: str) -> "tuple[RestoreVAR, str]":
+    """The model, and what tells it from others: the checksum of its files.
+
+    Raises:
+        UserError: There is none of that name, or it holds a tokenizer only.
+    """
     import hashlib
 
     from restorevar.files import sha256

@@ -65,7 +65,24 @@ def _same_names(
     )
 
 
+def _rain100(dataset: str, original: str) -> Layout:
+    """Rain100H and Rain100L: the folder of the release, and what copies made of it."""
+    rainy = [f"{original}/rain-{{id}}", *(f"{dataset}/{folder}rain-{{id}}" for folder in ("", "rain/", "rainy/"))]
+    clean = [f"{original}/norain-{{id}}", *(f"{dataset}/{folder}norain-{{id}}" for folder in ("", "norain/", "gt/"))]
+    return Layout(
+        dataset,
+        "rain",
+        "test",
+        (f"{dataset}/input/{{name}}", *rainy),
+        (f"{dataset}/target/{{name}}", *clean),
+        count=100,
+        note="Not the later release with 200 test photos, which others call Rain200H and Rain200L.",
+    )
+
+
 PANEL_SPLITS: tuple[tuple[Split, int], ...] = (("train", 240), ("val", 30), ("test", 30))
+REVIDE_SPLITS: tuple[tuple[Split, int], ...] = (("train", 1698), ("test", 284))
+LOL_BLUR_SPLITS: tuple[tuple[Split, int], ...] = (("train", 10200), ("test", 1800))
 CDD_SPLITS: tuple[tuple[Split, int], ...] = (("train", 1183), ("test", 200))
 
 LAYOUTS: dict[str, Layout] = {
@@ -83,8 +100,13 @@ LAYOUTS: dict[str, Layout] = {
         "RESIDE-OTS",
         "haze",
         "train",
-        ("hazy/{part}/{id}_{airlight}_{beta}", "haze/{part}/{id}_{airlight}_{beta}", "hazy/{id}_{airlight}_{beta}"),
-        ("clear/{id}", "clear/clear_images/{id}", "clear/clear/{id}", "gt/{id}"),
+        (
+            "hazy/{part}/{id}_{airlight}_{beta}",
+            "haze/{part}/{id}_{airlight}_{beta}",
+            "synthetic/{part}/{id}_{airlight}_{beta}",
+            "hazy/{id}_{airlight}_{beta}",
+        ),
+        ("clear/{id}", "clear/clear_images/{id}", "clear/clear/{id}", "gt/{id}", "original/{id}"),
         count=72135,
         clean_count=2061,
         note="The set without the photos that SOTS holds too; the whole release has 313,950 from 8,970.",
@@ -119,22 +141,8 @@ LAYOUTS: dict[str, Layout] = {
         "Snow100K-real", "snow", "test", ("realistic/{name}",), count=1329, note="No ground truth."
     ),
     "rain13k": _same_names("Rain13K", "rain", "train", 13712, ["Rain13K", "train"], "input", "target"),
-    "rain100h": Layout(
-        "Rain100H",
-        "rain",
-        "test",
-        ("Rain100H/input/{name}", "rain_heavy_test/rain-{id}", "Rain100H/rain-{id}", "Rain100H/rainy/rain-{id}"),
-        ("Rain100H/target/{name}", "rain_heavy_test/norain-{id}", "Rain100H/norain-{id}"),
-        count=100,
-    ),
-    "rain100l": Layout(
-        "Rain100L",
-        "rain",
-        "test",
-        ("Rain100L/input/{name}", "rain_light_test/rain-{id}", "Rain100L/rain-{id}", "Rain100L/rainy/rain-{id}"),
-        ("Rain100L/target/{name}", "rain_light_test/norain-{id}", "Rain100L/norain-{id}"),
-        count=100,
-    ),
+    "rain100h": _rain100("Rain100H", "rain_heavy_test"),
+    "rain100l": _rain100("Rain100L", "rain_light_test"),
     "test100": _same_names("Test100", "rain", "test", 100, ["Test100"], "input", "target"),
     "test1200": _same_names("Test1200", "rain", "test", 1200, ["Test1200"], "input", "target"),
     "test2800": _same_names("Test2800", "rain", "test", 2800, ["Test2800"], "input", "target"),
@@ -144,8 +152,8 @@ LAYOUTS: dict[str, Layout] = {
         "GoPro",
         "motion_blur",
         "train",
-        ("train/{scene}/blur/{name}",),
-        ("train/{scene}/sharp/{name}",),
+        ("train/{scene}/blur/{name}", "GoPro/train/input/{name}"),
+        ("train/{scene}/sharp/{name}", "GoPro/train/target/{name}"),
         count=2103,
         note="`blur`, not `blur_gamma`.",
     ),
@@ -153,8 +161,8 @@ LAYOUTS: dict[str, Layout] = {
         "GoPro",
         "motion_blur",
         "test",
-        ("test/{scene}/blur/{name}", "test/GoPro/input/{name}"),
-        ("test/{scene}/sharp/{name}", "test/GoPro/target/{name}"),
+        ("test/{scene}/blur/{name}", "GoPro/test/input/{name}", "test/GoPro/input/{name}"),
+        ("test/{scene}/sharp/{name}", "GoPro/test/target/{name}", "test/GoPro/target/{name}"),
         count=1111,
         note="`blur`, not `blur_gamma`.",
     ),
@@ -162,16 +170,21 @@ LAYOUTS: dict[str, Layout] = {
         "LHP",
         "rain",
         "test",
-        ("test/input/{name}", "test/rain/{name}", "test/input/{scene}/{name}", "test/rain/{scene}/{name}"),
-        ("test/target/{name}", "test/gt/{name}", "test/target/{scene}/{name}", "test/gt/{scene}/{name}"),
-        note="Releases and copies differ in size and folder names.",
+        ("test/input/{name}", "test/input/{scene}/{name}"),
+        ("test/gt/{name}", "test/target/{name}", "test/gt/{scene}/{name}", "test/target/{scene}/{name}"),
+        note="The full release has a million pairs, the simple one a tenth of them.",
     ),
-    "revide_train": Layout(
-        "REVIDE", "haze", "train", ("train/hazy/{scene}/{name}",), ("train/gt/{scene}/{name}",), count=1698
-    ),
-    "revide_test": Layout(
-        "REVIDE", "haze", "test", ("test/hazy/{scene}/{name}",), ("test/gt/{scene}/{name}",), count=284
-    ),
+    **{
+        f"revide_{split}": Layout(
+            "REVIDE",
+            "haze",
+            split,
+            (f"{split}/hazy/{{scene}}/{{name}}",),
+            (f"{split}/gt/{{scene}}/{{name}}", f"{split}/clear/{{scene}}/{{name}}"),
+            count=count,
+        )
+        for split, count in REVIDE_SPLITS
+    },
     "sice": Layout(
         "SICE",
         "low_light",
@@ -189,28 +202,23 @@ LAYOUTS: dict[str, Layout] = {
             (f"{split}/{panel}/LQ/{{name}}", f"{panel}/{split}/LQ/{{name}}", f"{panel}_{split}/LQ/{{name}}"),
             (f"{split}/{panel}/HQ/{{name}}", f"{panel}/{split}/HQ/{{name}}", f"{panel}_{split}/HQ/{{name}}"),
             count=count,
+            note="" if split == "train" else "The release has MATLAB arrays instead: see below.",
         )
         for panel in ("toled", "poled")
         for split, count in PANEL_SPLITS
     },
-    "lol_blur_train": Layout(
-        "LOLBlur",
-        "mixed",
-        "train",
-        ("train/low_blur/{scene}/{name}",),
-        ("train/high_sharp_scaled/{scene}/{name}", "train/high_sharp/{scene}/{name}"),
-        count=10200,
-        note="`low_blur` with `high_sharp_scaled`.",
-    ),
-    "lol_blur_test": Layout(
-        "LOLBlur",
-        "mixed",
-        "test",
-        ("test/low_blur/{scene}/{name}",),
-        ("test/high_sharp_scaled/{scene}/{name}", "test/high_sharp/{scene}/{name}"),
-        count=1800,
-        note="`low_blur` with `high_sharp_scaled`.",
-    ),
+    **{
+        f"lol_blur_{split}": Layout(
+            "LOLBlur",
+            "mixed",
+            split,
+            (f"{split}/low_blur/{{scene}}/{{name}}",),
+            (f"{split}/high_sharp_scaled/{{scene}}/{{name}}", f"{split}/high_sharp_original/{{scene}}/{{name}}"),
+            count=count,
+            note="`low_blur`, not `low_blur_noise`; `high_sharp_scaled`, which its authors train and score against.",
+        )
+        for split, count in LOL_BLUR_SPLITS
+    },
     **{
         f"cdd_{split}": Layout(
             "CDD",

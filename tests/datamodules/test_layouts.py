@@ -48,9 +48,40 @@ def test_what_a_set_holds_besides_is_not_taken():
     assert match_files(LAYOUTS["gopro_test"], gopro) == []
     snow = [Path(f"/d/all/{folder}/1.jpg") for folder in ("synthetic", "gt", "mask")]
     assert match_files(LAYOUTS["snow100k_train"], snow) == [(snow[0], snow[1], "snow")]
+    videos = [Path(f"/d/train/{folder}/0000/1.png") for folder in ("low_blur", "low_blur_noise", "low_sharp")]
+    assert [match.degraded for match in match_files(LAYOUTS["lol_blur_train"], videos)] == videos[:1]
     cdd = [Path(f"/d/CDD-11_test/{folder}/1.png") for folder in ("clear", "low", "low_haze_rain")]
     kinds = [match.kind for match in match_files(LAYOUTS["cdd_test"], cdd)]
     assert kinds == ["low_light", "mixed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "degraded", "clean"),
+    [
+        ("reside_its", "ITS/train/hazy/1_10_0.98796.png", "ITS/train/clear/1.png"),
+        ("reside_ots", "OTS_ALPHA/haze/OTS/0005_0.8_0.04.jpg", "OTS_ALPHA/clear/clear_images/0005.jpg"),
+        ("reside_ots", "Train/Dehaze/synthetic/part4/7926_1_0.2.jpg", "Train/Dehaze/original/7926.jpg"),
+        ("sots_outdoor", "SOTS/outdoor/hazy/0001_0.8_0.2.jpg", "SOTS/outdoor/gt/0001.png"),
+        ("snow100k_train", "all/synthetic/sidewalk winter -grayscale -gray_07095.jpg", None),
+        ("rain100l", "Rain100L/rainy/rain-001.png", "Rain100L/norain-001.png"),
+        ("rain100l", "Rain100L/rainy/rain-001.png", "Rain100L/gt/norain-001.png"),
+        ("rain100h", "Rain100H/rain/rain-001.png", "Rain100H/norain/norain-001.png"),
+        ("gopro_test", "GOPRO_Large/test/GOPR0384_11_00/blur/000001.png", None),
+        ("gopro_train", "datasets/GoPro/train/input/a-1.png", "datasets/GoPro/train/target/a-1.png"),
+        ("lhp_rain", "LHP-Rain/test/input/2701.png", "LHP-Rain/test/gt/2701.png"),
+        ("revide_test", "REVIDE_indoor/Test/hazy/W002/00000.JPG", "REVIDE_indoor/Test/gt/W002/00000.JPG"),
+        ("sice", "SICE/Dataset_Part1/12/1.JPG", "SICE/Dataset_Part1/Label/12.JPG"),
+        ("toled_train", "UDC_train/Train/Toled/LQ/101.png", "UDC_train/Train/Toled/HQ/101.png"),
+        ("poled_val", "data/Poled_val/LQ/9.png", "data/Poled_val/HQ/9.png"),
+        ("lol_blur_test", "LOLBlur/test/low_blur/0012/0003.png", "LOLBlur/test/high_sharp_scaled/0012/0003.png"),
+        ("lol_blur_train", "train/low_blur/0000/0003.png", "train/high_sharp_original/0000/0003.png"),
+        ("cdd_train", "data/CDD-11_train/low_haze_rain/000001.png", "data/CDD-11_train/clear/000001.png"),
+    ],
+)
+def test_names_as_public_repositories_show_them(name, degraded, clean):
+    clean = clean or degraded.replace("synthetic", "gt").replace("blur/", "sharp/")
+    files = [Path("/d", degraded), Path("/d", clean)]
+    assert [match[:2] for match in match_files(LAYOUTS[name], files)] == [tuple(files)]
 
 
 def test_an_unknown_layout_names_the_nearest():
