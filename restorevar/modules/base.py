@@ -1,6 +1,7 @@
 """What all training stages share: where the model comes from, what is frozen, the optimizer, scores by roll-out."""
 
 import dataclasses
+import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, pa
 
 __all__ = ["StageModule", "grow", "load_initial", "sample_shares", "scale_accuracy"]
 
+logger = logging.getLogger(__name__)
+
 KINDS = (*PAIRED_KINDS, CLEAN_KIND)
 SCORES = ("psnr", "ssim")
 
@@ -37,6 +40,9 @@ class StageModule(L.LightningModule, ABC):
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
         reference_batch: Batch (over devices and accumulation) that the learning rate is given for; for another one it
             follows in proportion. None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16, float32 from ``quant_conv`` on: faster, and a
+            few of the clean tokens change; how many is reported. Without it the encoder computes in float32 whatever
+            the Trainer's precision.
     """
 
     model: RestoreVAR
@@ -49,6 +55,7 @@ class StageModule(L.LightningModule, ABC):
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
     ) -> None:
         super().__init__()
         self.initial_model = initial_model
@@ -56,8 +63,10 @@ class StageModule(L.LightningModule, ABC):
         self.schedule = schedule or RecipeSchedule()
         self.scalar_rate_multiplier = scalar_rate_multiplier
         self.reference_batch = reference_batch
+        self.encoder_bfloat16 = encoder_bfloat16
         self.total_steps = 0
         self._is_built = False
+        self._is_change_reported = False
         self._metrics = ImageMetrics(SCORES)
         self._scores: Tensor | None = None
 
@@ -131,10 +140,15 @@ class StageModule(L.LightningModule, ABC):
 
     # ------------------------------------------------------------------ steps
     def on_train_batch_start(self, batch: RestorationBatch, batch_idx: int) -> None:
-        """Seeds drop path and the like from (seed, epoch, batch, process).
+        """Seeds drop path and the like from (seed, epoch, batch, process); says once what bfloat16 changes.
 
         A resumed run draws what an uninterrupted one would have drawn, and nothing about random states need be saved.
         """
+        if self.encoder_bfloat16 and not self._is_change_reported:
+            self._is_change_reported = True
+            share = float(self.changed_tokens(batch))
+            if self.trainer.is_global_zero:
+                logger.info("bfloat16 in the encoder changes %.2f %% of the clean tokens (first batch)", 100 * share)
         numbers = (cast(Any, self.trainer).datamodule.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(" ".join(map(str, numbers)).encode()))
 
@@ -164,11 +178,34 @@ class StageModule(L.LightningModule, ABC):
         return torch.stack([0.0 * parameter.sum().float() for parameter in parameters if parameter.requires_grad]).sum()
 
     @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (B, Z, h, w) and pyramid of the frozen encoder, in its own precision whatever the Trainer's.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.encoder_bfloat16):
+            features, pyramid = self.model.tokenizer.encoder.features(images)
+        return features.to(self.model.dtype), pyramid  # what takes the pyramid casts it
+
     def encode_pair(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
         """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder."""
-        images = torch.cat([batch["degraded"], batch["clean"]]).contiguous(memory_format=torch.channels_last)
-        degraded, clean = self.model.tokenizer.encode_features(images).chunk(2)
-        return degraded, self.model.tokenizer.to_latent(clean)
+        degraded, clean = self.encode(torch.cat([batch["degraded"], batch["clean"]]))[0].chunk(2)
+        with torch.no_grad():
+            return degraded, self.model.tokenizer.to_latent(clean)
+
+    @torch.no_grad()
+    def changed_tokens(self, batch: RestorationBatch) -> Tensor:
+        """Share of a batch's clean tokens that bfloat16 convolutions in the encoder change, () float32."""
+        self.check_batch(batch)
+        tokenizer, images = self.model.tokenizer, batch["clean"].contiguous(memory_format=torch.channels_last)
+        tokens = []
+        for enabled in (False, True):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+                latent = tokenizer.encode(images)
+            tokens.append(tokenizer.quantizer.quantize(latent, self.model.scales).tokens)
+        return (tokens[0] != tokens[1]).float().mean()
 
     def teacher_forced(self, condition: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) under teacher forcing and the right tokens (B, T).
@@ -191,6 +228,12 @@ class StageModule(L.LightningModule, ABC):
         self.log_dict(named, batch_size=len(tokens), sync_dist=part == "val")
 
     # ------------------------------------------------------------------ validation
+    def on_validation_batch_start(self, batch: RestorationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs what bfloat16 in the encoder changes, on the first batch."""
+        if self.encoder_bfloat16 and batch_idx == 0:
+            share = self.changed_tokens(batch)
+            self.log("val/tokens_changed_by_bfloat16", share, batch_size=len(batch["clean"]), sync_dist=True)
+
     def on_validation_epoch_start(self) -> None:
         """Empties the scores: sums and counts per kind, plus the degraded photos' own PSNR."""
         self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=torch.float64, device=self.device)
