@@ -17,6 +17,7 @@ from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBa
 from restorevar.errors import UserError
 from restorevar.evaluation.metrics import ImageMetrics
 from restorevar.models import DetailConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
+from restorevar.modules.latent_cache import LatentCache
 from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
 
 __all__ = ["StageModule", "grow", "load_initial", "sample_shares", "scale_accuracy"]
@@ -43,6 +44,8 @@ class StageModule(L.LightningModule, ABC):
         encoder_bfloat16: Convolutions of the frozen encoder in bfloat16, float32 from ``quant_conv`` on: faster, and a
             few of the clean tokens change; how many is reported. Without it the encoder computes in float32 whatever
             the Trainer's precision.
+        latent_cache: Folder for the clean photos' latents, so that an epoch encodes the degraded photos alone once
+            they are all there; needs crops that are the same in every epoch. None encodes them anew.
     """
 
     model: RestoreVAR
@@ -56,6 +59,7 @@ class StageModule(L.LightningModule, ABC):
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
         encoder_bfloat16: bool = False,
+        latent_cache: str | None = None,
     ) -> None:
         super().__init__()
         self.initial_model = initial_model
@@ -64,9 +68,11 @@ class StageModule(L.LightningModule, ABC):
         self.scalar_rate_multiplier = scalar_rate_multiplier
         self.reference_batch = reference_batch
         self.encoder_bfloat16 = encoder_bfloat16
+        self.latent_cache = latent_cache
         self.total_steps = 0
         self._is_built = False
         self._is_change_reported = False
+        self._latents: LatentCache | None = None
         self._metrics = ImageMetrics(SCORES)
         self._scores: Tensor | None = None
 
@@ -138,6 +144,19 @@ class StageModule(L.LightningModule, ABC):
         limit = cast(Any, self.trainer).limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
+    def on_fit_start(self) -> None:
+        """Refuses to keep latents of crops that never come again.
+
+        Raises:
+            UserError: With the settings that make them random.
+        """
+        if self.latent_cache is not None and (moving := cast(Any, self.trainer).datamodule.moving_crops):
+            changes = ", ".join(f"data.{name}" for name in moving)
+            raise UserError(
+                f"model.latent_cache is for crops that are the same in every epoch; set {changes} to false, or leave it"
+                " out"
+            )
+
     # ------------------------------------------------------------------ steps
     def on_train_batch_start(self, batch: RestorationBatch, batch_idx: int) -> None:
         """Seeds drop path and the like from (seed, epoch, batch, process); says once what bfloat16 changes.
@@ -189,11 +208,27 @@ class StageModule(L.LightningModule, ABC):
             features, pyramid = self.model.tokenizer.encoder.features(images)
         return features.to(self.model.dtype), pyramid  # what takes the pyramid casts it
 
+    @torch.no_grad()
     def encode_pair(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
-        """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder."""
-        degraded, clean = self.encode(torch.cat([batch["degraded"], batch["clean"]]))[0].chunk(2)
-        with torch.no_grad():
-            return degraded, self.model.tokenizer.to_latent(clean)
+        """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder.
+
+        Latents that the cache has are not made again.
+        """
+        clean, size, cache = batch["clean"], len(batch["degraded"]), None
+        keys = batch.get("clean_key", [])  # validation photos have none
+        found: list[Tensor | None] = [None] * size
+        if self.latent_cache is not None and keys:
+            if self._latents is None:  # not before a checkpoint's weights are there
+                self._latents = LatentCache(self.latent_cache, self.model, self.encoder_bfloat16)
+            cache = self._latents
+            found = [cache.read(key) for key in keys]
+            clean = clean[torch.tensor([latent is None for latent in found])]
+        images = torch.cat([batch["degraded"], clean])
+        if len(images) == 1:
+            images = images.repeat(2, 1, 1, 1)  # a photo alone would be rounded otherwise than in a batch
+        features = self.encode(images)[0]
+        latent = self.model.tokenizer.to_latent(features)[size : size + len(clean)]
+        return features[:size], latent if cache is None else cache.complete(keys, found, latent)
 
     @torch.no_grad()
     def changed_tokens(self, batch: RestorationBatch) -> Tensor:

@@ -32,6 +32,8 @@ class RefinerModule(StageModule):
         reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
         encoder_bfloat16: Convolutions of the frozen encoder in bfloat16 instead of float32: faster, and a few of the
             clean tokens change; how many is reported.
+        latent_cache: Folder for the clean photos' latents, so that an epoch encodes the degraded photos alone once they
+            are all there; needs crops that are the same in every epoch. None encodes them anew.
     """
 
     def __init__(
@@ -44,8 +46,17 @@ class RefinerModule(StageModule):
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
         encoder_bfloat16: bool = False,
+        latent_cache: str | None = None,
     ) -> None:
-        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch, encoder_bfloat16)
+        super().__init__(
+            initial_model,
+            optimizer,
+            schedule,
+            scalar_rate_multiplier,
+            reference_batch,
+            encoder_bfloat16,
+            latent_cache,
+        )
         self.scales = scales
         self.refiner_config = refiner
 
