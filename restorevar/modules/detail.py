@@ -25,7 +25,7 @@ class DetailModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 3 (or of stage 2 or 4, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         detail: Sizes of the path to add; None trains the one that the model has.
         losses: Terms of the loss between decoded and clean photo; None is L1 alone.
         full_fidelity_share: Part of the samples with w = 1.
@@ -42,7 +42,7 @@ class DetailModule(StageModule):
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         detail: DetailConfig | None = None,
         losses: list[ImageLoss] | None = None,
         full_fidelity_share: float = 0.5,
@@ -54,7 +54,7 @@ class DetailModule(StageModule):
         encoder_bfloat16: bool = False,
     ) -> None:
         super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch, encoder_bfloat16)
-        self.scales = scales
+        self.move_to_scales = move_to_scales
         self.detail_config = detail
         self.losses = losses or [AbsoluteError()]
         self.full_fidelity_share = full_fidelity_share
@@ -62,7 +62,7 @@ class DetailModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 4", self.scales)
+        model = load_initial(self.initial_model, "stage 4", self.move_to_scales)
         if model.transformer is None:
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 3"

@@ -24,7 +24,7 @@ class RefinerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 2 (or of stage 3, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         refiner: Sizes of the refiner to add; None trains the one that the model has.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
@@ -39,7 +39,7 @@ class RefinerModule(StageModule):
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         refiner: RefinerConfig | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
@@ -57,12 +57,12 @@ class RefinerModule(StageModule):
             encoder_bfloat16,
             latent_cache,
         )
-        self.scales = scales
+        self.move_to_scales = move_to_scales
         self.refiner_config = refiner
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 3", self.scales)
+        model = load_initial(self.initial_model, "stage 3", self.move_to_scales)
         if model.transformer is None:
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"

@@ -27,7 +27,7 @@ class TransformerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 1 (or of stage 2, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         transformer: Sizes of the transformer to add; None trains the one that the model has.
         initial_weights: VAR's published transformer (``var_d16.pth``) to start from; None starts from scratch.
         copy_start: Start a new transformer as a copier of the degraded photo's own tokens, so that training learns the
@@ -50,7 +50,7 @@ class TransformerModule(StageModule):
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         transformer: TransformerConfig | None = None,
         initial_weights: str | None = None,
         copy_start: bool = False,
@@ -73,7 +73,7 @@ class TransformerModule(StageModule):
             encoder_bfloat16,
             latent_cache,
         )
-        self.scales = scales
+        self.move_to_scales = move_to_scales
         self.transformer_config = transformer
         self.initial_weights = initial_weights
         self.copy_start = copy_start
@@ -83,7 +83,7 @@ class TransformerModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        initial = load_initial(self.initial_model, "stage 2", self.scales)
+        initial = load_initial(self.initial_model, "stage 2", self.move_to_scales)
         is_new = initial.transformer is None
         model = grow(initial, transformer=self.transformer_config)
         if model.transformer is None:

@@ -68,6 +68,13 @@ def test_building_twice_keeps_the_model(tiny_folders):
     assert module.model is model
 
 
+def test_a_model_moves_to_another_schedule(tiny_folders):
+    module = RefinerModule(str(tiny_folders["refiner"]), move_to_scales=(1, 3, 8))
+    module.configure_model()
+    assert module.model.image_size == (64, 64)
+    assert module.model.scales.to_list() == [1, 3, 8]
+
+
 def test_photos_of_another_size_are_refused(tiny_folders):
     module = TransformerModule(initial_model=str(tiny_folders["transformer"]))
     module.configure_model()
