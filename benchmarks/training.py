@@ -5,10 +5,11 @@
 
 The plain step has the same weights, precision, batch and optimizer: separate encoder passes, dense attention in float32
 with a float mask over all tokens, rotary embedding by complex numbers, keys and values of the condition projected again
-at every scale of a roll-out. Both steps' losses are compared first. They take turns, so that whatever else the machine
-does hits both; on CPUs the processor time of this process is counted, not the clock on the wall. No data loading, no
-cache. Utilisation is the useful products and sums (masked-out ones left out) over what one large matrix product of the
-same precision reaches on the machine.
+at every scale of a roll-out. Their losses are compared first. Steps take turns, so that whatever else the machine does
+hits all; on CPUs the processor time of this process is counted, not the clock on the wall. No data loading. The frozen
+encoder is in float32 and nothing is cached; bfloat16 convolutions in it, and clean latents from the disk, are rows of
+their own. Utilisation is the useful products and sums (masked-out ones left out) over what one large matrix product of
+the same precision reaches on the machine.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TokenizerConfig, TransformerConfig
 from restorevar.models.scales import PAPER_SCALES_512
 from restorevar.models.transformer import Block
+from restorevar.modules import TransformerModule
 
 Step = Callable[[], Tensor]
+OURS, HALF, CACHED, PLAIN = "ours", "ours, bfloat16 encoder", "ours, clean latents from disk", "plain"
 
 SMALL_TOKENIZER = TokenizerConfig(
     base_channels=48, channel_multipliers=(1, 2), encoder_blocks=1, decoder_blocks=2, latent_channels=16,
@@ -96,22 +101,33 @@ def scale_mask(model: RestoreVAR, device: torch.device) -> Tensor:
 
 
 def encode_plain(plain: Plain, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Degraded features and clean latent, one pass each."""
-    with torch.no_grad():
+    """Degraded features and clean latent, one pass each, in float32."""
+    with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
         features = plain.encode(degraded.contiguous())
-        with torch.autocast(clean.device.type, enabled=False):
-            return features, plain.model.tokenizer.to_latent(plain.encode(clean.contiguous()).float())
+        return features, plain.model.tokenizer.to_latent(plain.encode(clean.contiguous()))
 
 
-def encode_ours(model: RestoreVAR, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in one pass."""
-    with torch.no_grad():
-        images = torch.cat([degraded, clean]).contiguous(memory_format=torch.channels_last)
-        features, latent = model.tokenizer.encode_features(images).chunk(2)
-        return features, model.tokenizer.to_latent(latent)
+def make_module(model: RestoreVAR, way: str, cache: str) -> TransformerModule:
+    """The module whose way to encode a pair is measured.
+
+    Args:
+        model: Weights.
+        way: See :func:`losses`.
+        cache: Folder for latents.
+    """
+    module = TransformerModule(encoder_bfloat16=way == HALF, latent_cache=cache if way == CACHED else None)
+    module.model = model
+    return module
 
 
-def losses(model: RestoreVAR, stage: int, degraded: Tensor, clean: Tensor, way: str) -> tuple[RestoreVAR, Step]:
+def make_batch(degraded: Tensor, clean: Tensor) -> Any:
+    """Photos as a training batch with fixed crops."""
+    return {"degraded": degraded, "clean": clean, "clean_key": [f"{index:064x}" for index in range(len(clean))]}
+
+
+def losses(
+    model: RestoreVAR, stage: int, degraded: Tensor, clean: Tensor, way: str, cache: str
+) -> tuple[RestoreVAR, Step]:
     """The network whose parameters are trained, and the loss of a step.
 
     Args:
@@ -119,9 +135,11 @@ def losses(model: RestoreVAR, stage: int, degraded: Tensor, clean: Tensor, way: 
         stage: 1, 2 or 3.
         degraded: (B, 3, H, W).
         clean: (B, 3, H, W).
-        way: `ours` or `plain`.
+        way: ``OURS``, ``HALF``, ``CACHED`` or ``PLAIN``.
+        cache: Folder for latents.
     """
-    plain = Plain(model) if way == "plain" else None
+    plain = Plain(model) if way == PLAIN else None
+    module, batch = make_module(model, way, cache), make_batch(degraded, clean)
     network = model if plain is None else plain.model
     quantizer, scales = network.tokenizer.quantizer, network.scales
     if plain is not None:
@@ -134,9 +152,7 @@ def losses(model: RestoreVAR, stage: int, degraded: Tensor, clean: Tensor, way: 
         return F.l1_loss(network.tokenizer.decode(latent, clamp=False).float(), clean)
 
     def transformer() -> Tensor:
-        features, latent = (
-            encode_ours(model, degraded, clean) if plain is None else encode_plain(plain, degraded, clean)
-        )
+        features, latent = module.encode_pair(batch) if plain is None else encode_plain(plain, degraded, clean)
         with torch.no_grad():
             tokens = quantizer.quantize(latent, scales).tokens
             teacher_input = quantizer.teacher_input(tokens, scales)
@@ -147,9 +163,7 @@ def losses(model: RestoreVAR, stage: int, degraded: Tensor, clean: Tensor, way: 
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
 
     def refiner() -> Tensor:
-        features, latent = (
-            encode_ours(model, degraded, clean) if plain is None else encode_plain(plain, degraded, clean)
-        )
+        features, latent = module.encode_pair(batch) if plain is None else encode_plain(plain, degraded, clean)
         with torch.no_grad():
             roll_out = model.roll_out(features) if plain is None else plain.roll_out(features)
         if plain is None:
@@ -219,25 +233,34 @@ def matrix_rate(device: str, precision: torch.dtype) -> float:
     return 2 * side**3 / best
 
 
-def measure(size: str, stage: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Rows of one stage at one size."""
+def measure(size: str, stage: int, options: argparse.Namespace, cache: str) -> dict[str, dict[str, float]]:
+    """Rows of one stage at one size.
+
+    Args:
+        size: One of ``SIZES``.
+        stage: 1, 2 or 3.
+        options: Of the command line.
+        cache: Folder for latents.
+    """
     device, precision = options.device, getattr(torch, options.precision)
     torch.manual_seed(0)
     model = RestoreVAR(SIZES[size]).to(device)
     torch.nn.init.normal_(model.tokenizer.quantizer.codebook.weight)
     model.eval()
     degraded, clean = torch.rand(2, options.batch, 3, *model.image_size, device=device) * 2 - 1
-    ways = ("ours",) if stage == 1 else ("ours", "plain")
-    pairs = {way: losses(model, stage, degraded, clean, way) for way in ways}
+    ways = (OURS,) if stage == 1 else (OURS, HALF, CACHED, PLAIN)
+    pairs = {way: losses(model, stage, degraded, clean, way, cache) for way in ways}
     if stage > 1 and precision == torch.float32:
-        values = {way: float(loss().detach()) for way, (_, loss) in pairs.items()}
-        if abs(values["ours"] - values["plain"]) > 1e-3 * abs(values["plain"]):
-            raise SystemExit(f"the two steps do not compute the same: {values}")
+        values = {way: float(loss().detach()) for way, (_, loss) in pairs.items() if way != HALF}
+        if max(abs(value - values[PLAIN]) for value in values.values()) > 1e-3 * abs(values[PLAIN]):
+            raise SystemExit(f"the steps do not compute the same: {values}")
     steps = {way: make_step(network, loss, device, precision) for way, (network, loss) in pairs.items()}
-    with FlopCounterMode(display=False) as counter:
-        steps["ours"]()
-    for step in steps.values():
-        step()
+    operations = {}
+    for way, step in steps.items():
+        step()  # fills the cache
+        with FlopCounterMode(display=False) as counter:
+            step()
+        operations[way] = counter.get_total_flops() if way != PLAIN else operations[OURS]
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.steps):
         for way in ways:  # in turns
@@ -248,19 +271,19 @@ def measure(size: str, stage: int, options: argparse.Namespace) -> dict[str, dic
         median = statistics.median(times[way])
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()  # the weights and training states of all rows
             steps[way]()
-            memory = torch.cuda.max_memory_allocated()
+            memory = torch.cuda.max_memory_allocated() - before
         else:
             memory = kept_bytes(pairs[way][1], pairs[way][0])
         rows[way] = {
             "images_per_second": options.batch / median,
             "memory_gib": memory / 2**30,
-            "utilisation": counter.get_total_flops() / median / rate,
+            "utilisation": operations[way] / median / rate,
         }
-    if stage > 1:
-        rows["ours"]["times_plain"] = statistics.median(
-            b / a for a, b in zip(times["ours"], times["plain"], strict=True)
-        )
+        if PLAIN in times and way != PLAIN:
+            ratios = [plain / own for own, plain in zip(times[way], times[PLAIN], strict=True)]
+            rows[way]["times_plain"] = statistics.median(ratios)
     return rows
 
 
@@ -270,12 +293,7 @@ def changed_tokens(size: str, options: argparse.Namespace) -> float:
     model = RestoreVAR(SIZES[size]).to(options.device).eval()
     torch.nn.init.normal_(model.tokenizer.quantizer.codebook.weight)
     clean = torch.rand(options.batch, 3, *model.image_size, device=options.device) * 2 - 1
-    tokens = []
-    for enabled in (False, True):
-        with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=enabled):
-            latent = model.tokenizer.encode(clean)
-            tokens.append(model.tokenizer.quantizer.quantize(latent, model.scales).tokens)
-    return float((tokens[0] != tokens[1]).float().mean())
+    return float(make_module(model, HALF, "").changed_tokens(make_batch(clean, clean)))
 
 
 def main() -> None:
@@ -291,14 +309,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    memory = "peak GiB" if options.device == "cuda" else "kept GiB"
+    memory = "GiB added" if options.device == "cuda" else "GiB kept"
     title = f"{options.device}, {options.precision}, batch {options.batch}"
     print(f"| {title} | images/s | {memory} | utilisation | x plain |")
     print("|---|---|---|---|---|")
     results: dict[str, object] = {"options": {key: str(value) for key, value in vars(options).items()}}
     for size in options.sizes:
         for stage in options.stages:
-            rows = measure(size, stage, options)
+            with tempfile.TemporaryDirectory() as cache:
+                rows = measure(size, stage, options, cache)
             results[f"{size} {stage}"] = rows
             for way, row in rows.items():
                 ratio = f"{row['times_plain']:.2f}" if "times_plain" in row else ""

@@ -159,13 +159,14 @@ def memory_estimate(trainer: Trainer, module: StageModule) -> dict[str, float]:
     trained, frozen = count_parameters(module)
     averages = sum(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer))
     half = 0.5 if "16" in str(trainer.precision) else 1.0
+    encoder_half = half if isinstance(module, TokenizerModule) else 0.5 if module.encoder_bfloat16 else 1.0
     estimate = {
         "weights": 4.0 * (trained / split + frozen),
         "training state": 12.0 * trained / split + 4.0 * averages * (trained + frozen),
     }
     batch_size = cast(Any, trainer).datamodule.batch_size
-    saved = activation_bytes(module, batch_size)
-    estimate["activations"] = half * (saved + frozen_bytes(module, batch_size))
+    saved, encoder = activation_bytes(module, batch_size), frozen_bytes(module, batch_size)
+    estimate["activations"] = half * saved + encoder_half * encoder
     return estimate
 
 

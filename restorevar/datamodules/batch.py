@@ -17,6 +17,7 @@ class RestorationSample(TypedDict):
 
     degraded: Tensor
     clean: NotRequired[Tensor]
+    clean_key: NotRequired[str]
     kind: str
     dataset: str
     path: str
@@ -30,6 +31,8 @@ class RestorationBatch(TypedDict):
     Attributes:
         degraded: The images to restore.
         clean: The images they should become; absent where there is no ground truth, and when predicting.
+        clean_key: Hexadecimal digest of each clean image's pixels; training with crops that are the same in every epoch
+            only.
         kind: Kind of degradation of each sample; the last part of its name for one of the user's own.
         dataset: Name of the set or folder that each sample comes from.
         path: File of the degraded image, or of the clean image if it was degraded on the fly.
@@ -39,6 +42,7 @@ class RestorationBatch(TypedDict):
 
     degraded: Tensor
     clean: NotRequired[Tensor]
+    clean_key: NotRequired[list[str]]
     kind: list[str]
     dataset: list[str]
     path: list[str]
@@ -61,6 +65,8 @@ def collate(samples: list[RestorationSample]) -> RestorationBatch:
     }
     if "clean" in samples[0]:
         batch["clean"] = torch.stack([sample["clean"] for sample in samples])
+    if "clean_key" in samples[0]:
+        batch["clean_key"] = [sample["clean_key"] for sample in samples]
     if "parameters" in samples[0]:
         batch["severity"] = [sample["severity"] for sample in samples]
         batch["parameters"] = [sample["parameters"] for sample in samples]

@@ -1,6 +1,7 @@
 """From a record to a sample: read, resize, crop, degrade, flip."""
 
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -60,6 +61,7 @@ class Geometry(NamedTuple):
         horizontal_flip: Mirror half of the samples.
         vertical_flip: Turn half of the samples upside down.
         resize_filter: `lanczos`, or `area`, three times as fast and a little softer.
+        random_crop: Draw scale and place of training crops; False takes the middle of both.
     """
 
     size: tuple[int, int]
@@ -67,6 +69,7 @@ class Geometry(NamedTuple):
     horizontal_flip: bool = True
     vertical_flip: bool = False
     resize_filter: ResizeFilter = "lanczos"
+    random_crop: bool = True
 
     def plan(self, shape: Sequence[int], generator: np.random.Generator | None) -> tuple[tuple[int, int], Crop]:
         """Size of the resized photo, and the crop (top, left, height, width) in it.
@@ -75,6 +78,7 @@ class Geometry(NamedTuple):
             shape: (H, W, ...) of the photo.
             generator: Draws scale and place; None takes the middle of both.
         """
+        generator = generator if self.random_crop else None
         height, width = self.size
         cover = max(height / shape[0], width / shape[1])
         if self.resize_short_side is None:
@@ -161,6 +165,7 @@ class TrainingDataset(Dataset[RestorationSample]):
         skips: Counts broken files, which are replaced by others of their pool; None raises instead.
         cache_megabytes: Memory of each worker for decoded photos.
         permute_colors: Exchange the colour channels at random.
+        with_keys: Hand out digests of the clean images, for crops that are the same in every epoch.
     """
 
     def __init__(
@@ -171,9 +176,10 @@ class TrainingDataset(Dataset[RestorationSample]):
         skips: Skips | None = None,
         cache_megabytes: int = 0,
         permute_colors: bool = False,
+        with_keys: bool = False,
     ) -> None:
         self.pools, self.geometry, self.seed, self.skips = list(pools), geometry, seed, skips
-        self.permute_colors = permute_colors
+        self.permute_colors, self.with_keys = permute_colors, with_keys
         self.cache = PhotoCache(cache_megabytes)
 
     def __len__(self) -> int:
@@ -222,13 +228,16 @@ class TrainingDataset(Dataset[RestorationSample]):
         if self.permute_colors:
             order = generator.permutation(3)
             degraded, clean = degraded[..., order], clean[..., order]
-        return {
+        sample: RestorationSample = {
             "degraded": to_tensor(degraded),
             "clean": to_tensor(clean),
             "kind": short_kind(pool.kind),
             "dataset": record.dataset,
             "path": record.path,
         }
+        if self.with_keys:
+            sample["clean_key"] = hashlib.sha256(np.ascontiguousarray(clean).data).hexdigest()
+        return sample
 
 
 class FixedDataset(Dataset[RestorationSample]):

@@ -1,6 +1,7 @@
 """What all training stages share: where the model comes from, what is frozen, the optimizer, scores by roll-out."""
 
 import dataclasses
+import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,12 @@ from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBa
 from restorevar.errors import UserError
 from restorevar.evaluation.metrics import ImageMetrics
 from restorevar.models import DetailConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
+from restorevar.modules.latent_cache import LatentCache
 from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
 
 __all__ = ["StageModule", "grow", "load_initial", "sample_shares", "scale_accuracy"]
+
+logger = logging.getLogger(__name__)
 
 KINDS = (*PAIRED_KINDS, CLEAN_KIND)
 SCORES = ("psnr", "ssim")
@@ -37,6 +41,11 @@ class StageModule(L.LightningModule, ABC):
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
         reference_batch: Batch (over devices and accumulation) that the learning rate is given for; for another one it
             follows in proportion. None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16, float32 from ``quant_conv`` on: faster, and a
+            few of the clean tokens change; how many is reported. Without it the encoder computes in float32 whatever
+            the Trainer's precision.
+        latent_cache: Folder for the clean photos' latents, so that an epoch encodes the degraded photos alone once
+            they are all there; needs crops that are the same in every epoch. None encodes them anew.
     """
 
     model: RestoreVAR
@@ -49,6 +58,8 @@ class StageModule(L.LightningModule, ABC):
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
+        latent_cache: str | None = None,
     ) -> None:
         super().__init__()
         self.initial_model = initial_model
@@ -56,8 +67,12 @@ class StageModule(L.LightningModule, ABC):
         self.schedule = schedule or RecipeSchedule()
         self.scalar_rate_multiplier = scalar_rate_multiplier
         self.reference_batch = reference_batch
+        self.encoder_bfloat16 = encoder_bfloat16
+        self.latent_cache = latent_cache
         self.total_steps = 0
         self._is_built = False
+        self._is_change_reported = False
+        self._latents: LatentCache | None = None
         self._metrics = ImageMetrics(SCORES)
         self._scores: Tensor | None = None
 
@@ -129,12 +144,30 @@ class StageModule(L.LightningModule, ABC):
         limit = cast(Any, self.trainer).limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
+    def on_fit_start(self) -> None:
+        """Refuses to keep latents of crops that never come again.
+
+        Raises:
+            UserError: With the settings that make them random.
+        """
+        if self.latent_cache is not None and (moving := cast(Any, self.trainer).datamodule.moving_crops):
+            changes = ", ".join(f"data.{name}" for name in moving)
+            raise UserError(
+                f"model.latent_cache is for crops that are the same in every epoch; set {changes} to false, or leave it"
+                " out"
+            )
+
     # ------------------------------------------------------------------ steps
     def on_train_batch_start(self, batch: RestorationBatch, batch_idx: int) -> None:
-        """Seeds drop path and the like from (seed, epoch, batch, process).
+        """Seeds drop path and the like from (seed, epoch, batch, process); says once what bfloat16 changes.
 
         A resumed run draws what an uninterrupted one would have drawn, and nothing about random states need be saved.
         """
+        if self.encoder_bfloat16 and not self._is_change_reported:
+            self._is_change_reported = True
+            share = float(self.changed_tokens(batch))
+            if self.trainer.is_global_zero:
+                logger.info("bfloat16 in the encoder changes %.2f %% of the clean tokens (first batch)", 100 * share)
         numbers = (cast(Any, self.trainer).datamodule.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(" ".join(map(str, numbers)).encode()))
 
@@ -164,11 +197,50 @@ class StageModule(L.LightningModule, ABC):
         return torch.stack([0.0 * parameter.sum().float() for parameter in parameters if parameter.requires_grad]).sum()
 
     @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (B, Z, h, w) and pyramid of the frozen encoder, in its own precision whatever the Trainer's.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.encoder_bfloat16):
+            features, pyramid = self.model.tokenizer.encoder.features(images)
+        return features.to(self.model.dtype), pyramid  # what takes the pyramid casts it
+
+    @torch.no_grad()
     def encode_pair(self, batch: RestorationBatch) -> tuple[Tensor, Tensor]:
-        """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder."""
-        images = torch.cat([batch["degraded"], batch["clean"]]).contiguous(memory_format=torch.channels_last)
-        degraded, clean = self.model.tokenizer.encode_features(images).chunk(2)
-        return degraded, self.model.tokenizer.to_latent(clean)
+        """Degraded features (B, Z, h, w) and clean continuous latent (B, Z, h, w) in one pass of the frozen encoder.
+
+        Latents that the cache has are not made again.
+        """
+        clean, size, cache = batch["clean"], len(batch["degraded"]), None
+        keys = batch.get("clean_key", [])  # validation photos have none
+        found: list[Tensor | None] = [None] * size
+        if self.latent_cache is not None and keys:
+            if self._latents is None:  # not before a checkpoint's weights are there
+                self._latents = LatentCache(self.latent_cache, self.model, self.encoder_bfloat16)
+            cache = self._latents
+            found = [cache.read(key) for key in keys]
+            clean = clean[torch.tensor([latent is None for latent in found])]
+        images = torch.cat([batch["degraded"], clean])
+        if len(images) == 1:
+            images = images.repeat(2, 1, 1, 1)  # a photo alone would be rounded otherwise than in a batch
+        features = self.encode(images)[0]
+        latent = self.model.tokenizer.to_latent(features)[size : size + len(clean)]
+        return features[:size], latent if cache is None else cache.complete(keys, found, latent)
+
+    @torch.no_grad()
+    def changed_tokens(self, batch: RestorationBatch) -> Tensor:
+        """Share of a batch's clean tokens that bfloat16 convolutions in the encoder change, () float32."""
+        self.check_batch(batch)
+        tokenizer, images = self.model.tokenizer, batch["clean"].contiguous(memory_format=torch.channels_last)
+        tokens = []
+        for enabled in (False, True):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+                latent = tokenizer.encode(images)
+            tokens.append(tokenizer.quantizer.quantize(latent, self.model.scales).tokens)
+        return (tokens[0] != tokens[1]).float().mean()
 
     def teacher_forced(self, condition: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) under teacher forcing and the right tokens (B, T).
@@ -191,6 +263,12 @@ class StageModule(L.LightningModule, ABC):
         self.log_dict(named, batch_size=len(tokens), sync_dist=part == "val")
 
     # ------------------------------------------------------------------ validation
+    def on_validation_batch_start(self, batch: RestorationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs what bfloat16 in the encoder changes, on the first batch."""
+        if self.encoder_bfloat16 and batch_idx == 0:
+            share = self.changed_tokens(batch)
+            self.log("val/tokens_changed_by_bfloat16", share, batch_size=len(batch["clean"]), sync_dist=True)
+
     def on_validation_epoch_start(self) -> None:
         """Empties the scores: sums and counts per kind, plus the degraded photos' own PSNR."""
         self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=torch.float64, device=self.device)

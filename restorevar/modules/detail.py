@@ -25,7 +25,7 @@ class DetailModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 3 (or of stage 2 or 4, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         detail: Sizes of the path to add; None trains the one that the model has.
         losses: Terms of the loss between decoded and clean photo; None is L1 alone.
         full_fidelity_share: Part of the samples with w = 1.
@@ -35,12 +35,14 @@ class DetailModule(StageModule):
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
         reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16 instead of float32: faster, and a few of the
+            clean tokens change; how many is reported.
     """
 
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         detail: DetailConfig | None = None,
         losses: list[ImageLoss] | None = None,
         full_fidelity_share: float = 0.5,
@@ -49,9 +51,10 @@ class DetailModule(StageModule):
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
     ) -> None:
-        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
-        self.scales = scales
+        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch, encoder_bfloat16)
+        self.move_to_scales = move_to_scales
         self.detail_config = detail
         self.losses = losses or [AbsoluteError()]
         self.full_fidelity_share = full_fidelity_share
@@ -59,7 +62,7 @@ class DetailModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 4", self.scales)
+        model = load_initial(self.initial_model, "stage 4", self.move_to_scales)
         if model.transformer is None:
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 3"
@@ -77,8 +80,7 @@ class DetailModule(StageModule):
     @torch.no_grad()
     def _frozen_parts(self, batch: RestorationBatch) -> tuple[Tensor, list[Tensor]]:
         """Refined latent (B, Z, h, w) of the roll-out, and the degraded photos' encoder features."""
-        degraded = batch["degraded"].contiguous(memory_format=torch.channels_last)
-        features, pyramid = self.model.tokenizer.encoder.features(degraded)
+        features, pyramid = self.encode(batch["degraded"])
         return self.model.refine(self.model.roll_out(features), features), pyramid
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:

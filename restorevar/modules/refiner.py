@@ -24,31 +24,45 @@ class RefinerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 2 (or of stage 3, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         refiner: Sizes of the refiner to add; None trains the one that the model has.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
         reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16 instead of float32: faster, and a few of the
+            clean tokens change; how many is reported.
+        latent_cache: Folder for the clean photos' latents, so that an epoch encodes the degraded photos alone once they
+            are all there; needs crops that are the same in every epoch. None encodes them anew.
     """
 
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         refiner: RefinerConfig | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
+        latent_cache: str | None = None,
     ) -> None:
-        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
-        self.scales = scales
+        super().__init__(
+            initial_model,
+            optimizer,
+            schedule,
+            scalar_rate_multiplier,
+            reference_batch,
+            encoder_bfloat16,
+            latent_cache,
+        )
+        self.move_to_scales = move_to_scales
         self.refiner_config = refiner
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 3", self.scales)
+        model = load_initial(self.initial_model, "stage 3", self.move_to_scales)
         if model.transformer is None:
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"

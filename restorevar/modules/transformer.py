@@ -29,7 +29,7 @@ class TransformerModule(StageModule):
 
     Args:
         initial_model: Model folder of stage 1 (or of stage 2, to go on).
-        scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         transformer: Sizes of the transformer to add; None trains the one that the model has.
         initial_weights: VAR's published transformer (``var_d16.pth``) to start from; None starts from scratch.
         copy_start: Start a new transformer as a copier of the degraded photo's own tokens, so that training learns the
@@ -44,12 +44,16 @@ class TransformerModule(StageModule):
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
         reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16 instead of float32: faster, and a few of the
+            clean tokens change; how many is reported.
+        latent_cache: Folder for the clean photos' latents, so that an epoch encodes the degraded photos alone once they
+            are all there; needs crops that are the same in every epoch. None encodes them anew.
     """
 
     def __init__(
         self,
         initial_model: str | None = None,
-        scales: tuple[int, ...] | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
         transformer: TransformerConfig | None = None,
         initial_weights: str | None = None,
         copy_start: bool = False,
@@ -60,9 +64,19 @@ class TransformerModule(StageModule):
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
         reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
+        latent_cache: str | None = None,
     ) -> None:
-        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch)
-        self.scales = scales
+        super().__init__(
+            initial_model,
+            optimizer,
+            schedule,
+            scalar_rate_multiplier,
+            reference_batch,
+            encoder_bfloat16,
+            latent_cache,
+        )
+        self.move_to_scales = move_to_scales
         self.transformer_config = transformer
         self.initial_weights = initial_weights
         self.copy_start = copy_start
@@ -72,7 +86,7 @@ class TransformerModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        initial = load_initial(self.initial_model, "stage 2", self.scales)
+        initial = load_initial(self.initial_model, "stage 2", self.move_to_scales)
         is_new = initial.transformer is None
         model = grow(initial, transformer=self.transformer_config)
         if model.transformer is None:
@@ -92,10 +106,8 @@ class TransformerModule(StageModule):
         assert self.model.transformer is not None
         return [self.model.transformer]
 
-    def _shared_step(self, batch: RestorationBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _shared_step(self, condition: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, logits and clean tokens."""
-        self.check_batch(batch)
-        condition, latent = self.encode_pair(batch)
         if self.training and self.self_correction is not None:
             logits, tokens = self._with_own_mistakes(condition, latent, self.self_correction)
         else:
@@ -120,7 +132,8 @@ class TransformerModule(StageModule):
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
         """Weighted cross-entropy over all scales."""
-        loss, logits, tokens = self._shared_step(batch)
+        self.check_batch(batch)
+        loss, logits, tokens = self._shared_step(*self.encode_pair(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(tokens))
         if self.is_logging_step():
             self.log_accuracy("train", logits, tokens)
@@ -128,17 +141,19 @@ class TransformerModule(StageModule):
 
     def validation_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
         """Scores of the roll-out; loss and accuracy per scale under teacher forcing."""
-        loss, logits, tokens = self._shared_step(batch)
+        self.check_batch(batch)
+        condition, latent = self.encode_pair(batch)
+        loss, logits, tokens = self._shared_step(condition, latent)
         self.log("val/loss", loss, batch_size=len(tokens), sync_dist=True)
         self.log_accuracy("val", logits, tokens)
         with gathered(self.model):
-            generation = self.model.generate(batch["degraded"], fidelity=0.0)
-        restored = generation.image
-        self.score(restored, batch)
-        self._log_gap(generation.tokens, logits, tokens)
+            roll_out = self.model.roll_out(condition)
+            restored = self.model.decode(self.model.refine(roll_out, condition), [], 0.0).float()
+        self.score((restored + 1) / 2, batch)
+        self._log_gap(roll_out.tokens, logits, tokens)
         if batch_idx == 0:
             self._log_cost_of_errors(logits, tokens, batch["clean"])
-        return {"images": {"degraded": batch["degraded"], "restored": restored * 2 - 1, "clean": batch["clean"]}}
+        return {"images": {"degraded": batch["degraded"], "restored": restored, "clean": batch["clean"]}}
 
     def _log_gap(self, rolled_out: Tensor, logits: Tensor, tokens: Tensor) -> None:
         """Accuracy per scale that is lost when the model sees its own coarser scales instead of perfect ones."""

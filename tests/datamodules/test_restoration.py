@@ -48,6 +48,29 @@ def fingerprints(batches):
     ]
 
 
+def test_without_random_crops_every_epoch_has_the_same_crops(photos, pairs):
+    still = module(photos.parent, random_crop=False, horizontal_flip=False, resize_short_side=(1.0, 2.0))
+    assert still.moving_crops == []
+    loader = still.train_dataloader()
+    keys: dict[str, set[str]] = {}
+    crops = {}
+    for epoch in range(2):
+        loader.epoch_sampler.set_epoch(epoch)
+        for batch in loader:
+            for path, key, clean in zip(batch["path"], batch["clean_key"], batch["clean"], strict=True):
+                keys.setdefault(path, set()).add(key)
+                crops.setdefault(key, clean)
+                assert torch.equal(crops[key], clean)
+    assert all(len(found) == 1 for found in keys.values())
+    assert len(crops) == len(keys)
+
+
+def test_what_moves_crops(photos, pairs):
+    moving = module(photos.parent, permute_colors=True)
+    assert moving.moving_crops == ["random_crop", "horizontal_flip", "permute_colors"]
+    assert "clean_key" not in next(iter(moving.train_dataloader()))
+
+
 def test_batches_have_the_fixed_keys(photos, pairs):
     fixed = [FixedDegradations(["photos"], ["haze", "rain"], [0.5], limit=2)]
     data = module(photos.parent, val=fixed, test=fixed, predict=[Photos(["photos"])])

@@ -40,7 +40,9 @@ def make_data(photos: Path, **settings) -> RestorationDataModule:
     )
 
 
-def fit(module, photos: Path, folder: Path, steps: int = 3, callbacks=(), ckpt_path=None, **settings) -> L.Trainer:
+def fit(
+    module, photos: Path | None, folder: Path, steps: int = 3, callbacks=(), ckpt_path=None, data=None, **settings
+) -> L.Trainer:
     """A short run on the CPU."""
     settings = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0, **settings}
     settings["check_val_every_n_epoch"] = None  # val_check_interval counts steps
@@ -57,7 +59,7 @@ def fit(module, photos: Path, folder: Path, steps: int = 3, callbacks=(), ckpt_p
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, datamodule=make_data(photos), ckpt_path=ckpt_path)
+        trainer.fit(module, datamodule=data or make_data(photos), ckpt_path=ckpt_path)
     return trainer
 
 

@@ -1,9 +1,11 @@
+import logging
+
 import pytest
 import torch
 
 from restorevar.errors import UserError
-from restorevar.models import RestoreVAR, TransformerConfig
-from restorevar.modules import RefinerModule, TransformerModule
+from restorevar.models import DetailConfig, RestoreVAR, TransformerConfig
+from restorevar.modules import DetailModule, RefinerModule, TransformerModule
 from restorevar.modules.base import grow, load_initial, sample_shares, scale_accuracy
 from restorevar.optimization import ConstantSchedule
 from tests.conftest import REFINER, TRANSFORMER
@@ -66,6 +68,13 @@ def test_building_twice_keeps_the_model(tiny_folders):
     assert module.model is model
 
 
+def test_a_model_moves_to_another_schedule(tiny_folders):
+    module = RefinerModule(str(tiny_folders["refiner"]), move_to_scales=(1, 3, 8))
+    module.configure_model()
+    assert module.model.image_size == (64, 64)
+    assert module.model.scales.to_list() == [1, 3, 8]
+
+
 def test_photos_of_another_size_are_refused(tiny_folders):
     module = TransformerModule(initial_model=str(tiny_folders["transformer"]))
     module.configure_model()
@@ -111,3 +120,64 @@ def test_the_learning_rate_follows_the_batch(tiny_folders, tiny_photos, tmp_path
     trainer = fit(module, tiny_photos, tmp_path, steps=1, accumulate_grad_batches=2)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.64 * 8 / 256)  # batch 4, accumulated twice
     assert module.total_steps == 1
+
+
+class TestEncoderPrecision:
+    def test_float32_whatever_the_trainer_says(self, tiny_folders):
+        module = RefinerModule(initial_model=str(tiny_folders["refiner"]))
+        module.configure_model()
+        expected = module.encode_pair(make_batch())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = module.encode_pair(make_batch())
+        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+    def test_bfloat16_convolutions_with_float32_from_quant_conv_on(self, tiny_folders):
+        module = RefinerModule(initial_model=str(tiny_folders["refiner"]), encoder_bfloat16=True)
+        module.configure_model()
+        batch, tokenizer = make_batch(), module.model.tokenizer
+        condition, latent = module.encode_pair(batch)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            features = tokenizer.encode_features(batch["clean"].contiguous(memory_format=torch.channels_last))
+        assert features.dtype == torch.bfloat16
+        with torch.no_grad():
+            assert torch.equal(latent, tokenizer.to_latent(features))
+            assert not torch.equal(latent, tokenizer.encode(batch["clean"]))
+        assert condition.dtype == latent.dtype == torch.float32
+
+    def test_the_share_of_changed_tokens(self, tiny_folders):
+        module = RefinerModule(initial_model=str(tiny_folders["refiner"]), encoder_bfloat16=True)
+        module.configure_model()
+        batch = make_batch(size=32)
+        quantizer, scales = module.model.tokenizer.quantizer, module.model.scales
+        # entries as close to each other as the photos are, so that rounding decides between some of them
+        latents = module.encode_pair(batch)[1].movedim(1, -1).flatten(0, -2)
+        quantizer.codebook.weight.data.copy_(latents[:: len(latents) // 16])
+        mine = quantizer.quantize(module.encode_pair(batch)[1], scales).tokens
+        module.encoder_bfloat16 = False
+        exact = quantizer.quantize(module.encode_pair(batch)[1], scales).tokens
+        share = float(module.changed_tokens(batch))
+        assert 0 < share < 0.2
+        assert share == pytest.approx(float((mine != exact).float().mean()))
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    @pytest.mark.parametrize("stage", [2, 3, 4])
+    def test_every_stage_trains_and_says_what_changes(
+        self, stage, precision, tiny_folders, tiny_photos, tmp_path, caplog
+    ):
+        settings = {"initial_model": str(tiny_folders["refiner"]), "encoder_bfloat16": True}
+        if stage == 4:
+            module = DetailModule(detail=DetailConfig(width=8, blocks=1), **settings)
+        else:
+            module = {2: TransformerModule, 3: RefinerModule}[stage](**settings)
+        with caplog.at_level(logging.INFO, "restorevar"):
+            trainer = fit(
+                module, tiny_photos, tmp_path, steps=2, limit_val_batches=1, val_check_interval=2, precision=precision
+            )
+        said = [record.getMessage() for record in caplog.records if "of the clean tokens" in record.getMessage()]
+        assert len(said) == 1
+        assert 0 <= float(trainer.callback_metrics["val/tokens_changed_by_bfloat16"]) < 0.5
+
+    def test_nothing_is_said_without_it(self, tiny_folders, tiny_photos, tmp_path):
+        module = RefinerModule(initial_model=str(tiny_folders["refiner"]))
+        trainer = fit(module, tiny_photos, tmp_path, steps=1, limit_val_batches=1, val_check_interval=1)
+        assert "val/tokens_changed_by_bfloat16" not in trainer.callback_metrics

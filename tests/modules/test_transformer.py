@@ -37,7 +37,7 @@ def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(module):
     logits = model.teacher_forced(batch["clean"], batch["degraded"])
     tokens = model.tokenizer.quantizer.quantize(model.tokenizer.encode(batch["clean"]), model.scales).tokens
     expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-    loss, _, found = module._shared_step(batch)
+    loss, _, found = module._shared_step(*module.encode_pair(batch))
     assert torch.equal(found, tokens)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
@@ -45,7 +45,7 @@ def test_the_loss_is_the_cross_entropy_of_the_models_own_logits(module):
 def test_an_untrained_model_guesses(tiny_folders):
     module = TransformerModule(initial_model=str(tiny_folders["tokenizer"]), transformer=TRANSFORMER)
     module.configure_model()
-    loss, _, _ = module._shared_step(make_batch())
+    loss, _, _ = module._shared_step(*module.encode_pair(make_batch()))
     assert float(loss) == pytest.approx(math.log(16), rel=0.05)
 
 
@@ -63,7 +63,7 @@ def test_it_learns_a_batch_by_heart(module):
     optimizer = torch.optim.AdamW(module.model.transformer.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss, _, _ = module._shared_step(batch)
+        loss, _, _ = module._shared_step(*module.encode_pair(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
