@@ -5,8 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 model=${1:-paper}
 place=benchmarks/results/$(date +%F)-$(python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
-for precision in float32 bfloat16; do
-    python -m restorevar benchmark --model "$model" --device cuda --precision $precision --batch '[4,16]' \
-        --peer '[plain,diffusion]' --size '[512x512,1920x1080,3840x2160]' --output "$place-$precision"
-done
+python -m restorevar benchmark --model "$model" --device cuda --precision both --batch '[4,16]' \
+    --peer '[plain,diffusion]' --size '[512x512,1920x1080,3840x2160]' --output "$place"
 python -m pytest -q -m gpu tests/models

@@ -18,7 +18,7 @@ def benchmark(
     model: str = "restorevar-nano",
     output: Path = Path("benchmark"),
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "both"] = "auto",
     repeats: int = 5,
     batch: list[int] | None = None,
     size: list[str] | None = None,
@@ -34,7 +34,8 @@ def benchmark(
         model: Name of a shipped model, a model folder, a hub id, or paper: the paper's size with random weights.
         output: Folder for the results.
         device: auto is a GPU if there is one.
-        precision: auto is bfloat16 where the device computes it natively, else float32.
+        precision: auto is bfloat16 where the device computes it natively, else float32. both is float32, then bfloat16,
+            with results in a subfolder each.
         repeats: Rounds.
         batch: Batch sizes at the model's own size besides 1, such as [4,8].
         size: Sizes of photos to restore in tiles, such as [512x512,1024x1024,1920x1080,3840x2160].
@@ -52,15 +53,17 @@ def benchmark(
 
     place = choose_device(device)
     network = paper_model() if model == "paper" else RestoreVAR.from_pretrained(model)
-    network.set_precision(choose_precision(precision, place)).to(place)
     peers: list[Peer] = list(peer or [])
-    report = run_benchmark(
-        network, Path(model).name, repeats=repeats, batches=batch or (), sizes=sizes, peers=peers, compiled=compile
-    )
     console = Console()
-    console.print(report.tables())
-    for path in report.write(output):
-        console.print(f"written: {path}")
+    folders = {"float32": output / "float32", "bfloat16": output / "bfloat16"} if precision == "both" else None
+    for name, folder in (folders or {precision: output}).items():
+        network.set_precision(choose_precision(name, place)).to(place)
+        report = run_benchmark(
+            network, Path(model).name, repeats=repeats, batches=batch or (), sizes=sizes, peers=peers, compiled=compile
+        )
+        console.print(report.tables())
+        for path in report.write(folder):
+            console.print(f"written: {path}")
 
 
 def parse_size(word: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "attention"]
+__all__ = ["Linear", "attention", "by_onednn", "linear"]
 
 Gelu = Literal["none", "tanh"]  # exact form or tanh form, as in torch.nn.functional.gelu
 
@@ -25,7 +25,8 @@ SMALLEST_HEAD = 1 << 22
 LARGEST_KEPT_HEAD = 1 << 18
 
 
-def _by_onednn(x: Tensor) -> bool:
+def by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN is to be asked directly: eager inference on a CPU, in a number type that it computes natively."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled("cpu") or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
@@ -55,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: Gelu | N
     Returns:
         (..., C_out).
     """
-    if _by_onednn(x) and weight.dtype == x.dtype and weight.is_contiguous():
+    if by_onednn(x) and weight.dtype == x.dtype and weight.is_contiguous():
         return _product(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return y if gelu is None else F.gelu(y, approximate=gelu)
@@ -90,7 +91,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     batch, heads, tokens, width = query.shape
     length = key.shape[2]
     by_products = _keeps_scores(query, tokens * length)
-    if not by_products and (tokens * length * width < SMALLEST_HEAD or not _by_onednn(query)):
+    if not by_products and (tokens * length * width < SMALLEST_HEAD or not by_onednn(query)):
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     scale = width**-0.5 if scale is None else scale
     if scale != 1.0:

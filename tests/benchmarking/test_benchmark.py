@@ -14,7 +14,7 @@ from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.timing import interleave, peak_memory
 from restorevar.cli import main
 from restorevar.models import RefinerConfig, RestoreVARConfig, TransformerConfig
-from tests.models.small import DETAIL, randomize, small_config
+from tests.models.small import ATTENTION_REFINER, DETAIL, randomize, small_config
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,8 @@ class TestCost:
             counted.append(2 * result.numel() * layer.weight[0].numel())
 
         hooks = [layer.register_forward_hook(add) for layer in model.modules() if isinstance(layer, torch.nn.Conv2d)]
-        model.generate(torch.zeros(1, 3, *model.image_size))
+        with torch.backends.mkldnn.flags(enabled=False):  # where oneDNN is asked directly, layers are not called
+            model.generate(torch.zeros(1, 3, *model.image_size))
         for hook in hooks:
             hook.remove()
         assert count(model).convolutions == sum(counted)
@@ -105,6 +106,18 @@ class TestRun:
         assert results["derived"]["over_floor"] == pytest.approx(own["median"] / results["floor"])
         assert "scale 4" in results["parts"]
         assert "GFLOP" in capsys.readouterr().out
+
+    def test_both_precisions_in_one_go(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        network = RestoreVAR(small_config(refiner=ATTENTION_REFINER)).eval()
+        randomize(network)
+        network.save_pretrained(tmp_path / "model")
+        words = ["--precision", "both", "--repeats", "1", "--peer", "[plain]", "--device", "cpu"]
+        assert main(["benchmark", "--model", str(tmp_path / "model"), "--output", str(tmp_path), *words]) == 0
+        for precision in ("float32", "bfloat16"):
+            results = json.loads((tmp_path / precision / "benchmark.json").read_text())
+            assert results["precision"] == precision
+            assert results["derived"]["over_own_time"]["plain, float32, batch 1"] > 0
 
     def test_rows_that_would_not_fit_say_so(self, model, monkeypatch) -> None:
         monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restorevar.models.layers import GroupNorm, GroupNormSiLU, ResidualBlock
+from restorevar.models.layers import GroupNorm, GroupNormSiLU, PointwiseConvolution, ResidualBlock, Upsample
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -92,3 +92,21 @@ def test_residual_block_leaves_its_input_alone() -> None:
         found = block(x)
     assert torch.equal(x, before)
     assert torch.allclose(found, with_gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("layer", [Upsample(24), PointwiseConvolution(24, 40)], ids=["upsample", "pointwise"])
+def test_inference_computes_what_training_does(layer, dtype, tolerance, monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer = layer.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 24, 7, 10).contiguous(memory_format=torch.channels_last)
+    expected = layer.float()(x).detach()
+    standard = []
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *_: standard.append(1))
+    with torch.no_grad():
+        found = layer.to(dtype)(x.to(dtype))
+    assert not standard
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert relative(found, expected.double()) < tolerance
