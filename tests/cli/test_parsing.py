@@ -113,6 +113,7 @@ def test_overrides_take_what_is_not_ours():
     assert parser.arguments(words) == {
         "config": Path("p.yaml"),
         "output": Path("o"),
+        "overlay": None,
         "overrides": ["--trainer.max_steps", "3", "--data.batch_size=2"],
     }
 
