@@ -21,10 +21,10 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-demo: $(INSTALLED) ## train on photographs inside scikit-image, restore held-out ones, leave demo/before_after.png
-	$(BIN)/restorevar demo --config configs/demo/pipeline.yaml
+demo: $(INSTALLED) ## degrade photographs inside scikit-image, restore them with the shipped model: demo/before_after.png
+	$(BIN)/restorevar demo
 
-demo-train: $(INSTALLED) ## the three training stages from scratch in minutes, then as demo
+demo-train: $(INSTALLED) ## train three stages from scratch in minutes, then as demo with that model
 	$(BIN)/restorevar demo --config configs/demo/pipeline.yaml
 
 test: $(INSTALLED) ## run the tests (minutes on two cores; no GPU, no network)

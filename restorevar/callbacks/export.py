@@ -9,6 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from restorevar.models import RestoreVAR
+from restorevar.models.pretrained import copy_license
 from restorevar.modules.base import StageModule
 
 __all__ = ["ExportModel"]
@@ -22,12 +24,17 @@ class ExportModel(L.Callback):
     Args:
         folder: Where to; None is ``model`` in the run's folder.
         license: Licence of the weights for ``config.json`` and the card (SPDX name or a file's name); None leaves what
-            the model says.
+            the model says. A licence file of the model that training started from is copied.
+        scales: Schedule of as many scales that the exported model works at, such as that of a larger size than the
+            crops of training; None keeps that of training.
     """
 
-    def __init__(self, folder: str | None = None, license: str | None = None) -> None:
+    def __init__(
+        self, folder: str | None = None, license: str | None = None, scales: tuple[int, ...] | None = None
+    ) -> None:
         self.folder = folder
         self.license = license
+        self.scales = scales
         self._trained = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,14 +55,17 @@ class ExportModel(L.Callback):
             folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "model"
             if self.license is not None:
                 model.config = dataclasses.replace(model.config, license=self.license)
-            model.save_pretrained(folder, model_card(trainer, pl_module))
+            if self.scales is not None:
+                model.set_scales(self.scales)
+            model.save_pretrained(folder, model_card(trainer, pl_module, model))
+            if pl_module.initial_model is not None:
+                copy_license(pl_module.initial_model, folder)
             log.info("model folder: %s", folder)
         trainer.strategy.barrier()
 
 
-def model_card(trainer: L.Trainer, module: StageModule) -> str:
+def model_card(trainer: L.Trainer, module: StageModule, model: RestoreVAR) -> str:
     """Markdown text: what the model is, how it was trained, what it scored."""
-    model = module.model
     height, width = model.image_size
     lines = [
         f"# RestoreVAR after {type(module).__name__.removesuffix('Module').lower()} training",

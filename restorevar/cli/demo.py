@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from restorevar.cli.restore import DEFAULT_MODEL, choose_precision, find_model, restore
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
 
@@ -58,13 +59,13 @@ def demo(
 ) -> int:
     """Degrades photographs that come with scikit-image, restores them and leaves a picture to look at.
 
-    The photos are restored by the same code as `restorevar restore`. Give either a model or a pipeline to train one
-    with first; both use photos inside scikit-image's package and fetch nothing.
+    The photos are restored by the same code as `restorevar restore`, and lie inside scikit-image's package: nothing is
+    fetched.
 
     Args:
         output: Folder of everything that is made; the picture is before_after.png in it.
-        model: Name or folder of a model.
-        config: Pipeline file, such as configs/demo/pipeline.yaml; its last stage's model is used.
+        model: Name or folder of a model; the shipped one if neither this nor a pipeline is given.
+        config: Pipeline file to train a model by first, such as configs/demo/pipeline.yaml; its last stage's is used.
         severity: Severity of the degradations, 0 to 1.
         seed: Fixes the degradations.
         overrides: Options for the pipeline's stages, as in `restorevar pipeline`.
@@ -72,8 +73,8 @@ def demo(
     Returns:
         0 if the restored photos score better than the degraded ones on average, else 1.
     """
-    if (model is None) == (config is None):
-        raise UserError("demo needs a model or a pipeline to train one; give --model NAME or --config FILE, not both")
+    if model is not None and config is not None:
+        raise UserError("a model and a pipeline to train one were given; expected --model NAME or --config FILE")
     if overrides and config is None:
         raise UserError(f"unknown setting '{overrides[0]}'; options for training go with --config")
     started = time.monotonic()
@@ -85,7 +86,8 @@ def demo(
             return code
         model = str(output / "training" / read_pipeline(config)[0][-1].name / "model")
         log.info("trained in %.0f s", time.monotonic() - started)
-    assert model is not None
+    model = DEFAULT_MODEL if model is None else model
+    find_model(model)  # before anything is made
     clean = {Path(name).stem: photo_file(name) for name in PHOTOS}
     make_degraded(clean, output / "degraded", severity, seed)
     started = time.monotonic()
@@ -105,8 +107,6 @@ def demo(
 def training_precision() -> str:
     """bfloat16 where this processor computes it natively, else float32: elsewhere bfloat16 is slower."""
     import torch
-
-    from restorevar.cli.restore import choose_precision
 
     native = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
     return "bf16-mixed" if native else "32-true"
@@ -148,8 +148,6 @@ def make_degraded(clean: dict[str, Path], folder: Path, severity: float, seed: i
 
 def restore_folder(degraded: Path, restored: Path, model: str) -> int:
     """Restores a folder by the command that users have."""
-    from restorevar.cli.restore import restore
-
     return restore([degraded], output=restored, model=model, overwrite=True) or 0
 
 

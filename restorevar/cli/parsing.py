@@ -194,12 +194,17 @@ class FunctionParser(ShortErrors, ArgumentParser):
         Args:
             args: Words after the command. Option names may be spelled with dashes or underscores.
         """
-        words = list(args)
+        words = [self._appending(word) for word in args]
         overrides: list[str] = []
         if self.takes_overrides:
             words, overrides = self._split(words)
         values = self.instantiate_classes(self.parse_args(words)).as_dict()
         return values | ({"overrides": overrides} if self.takes_overrides else {})
+
+    def _appending(self, word: str) -> str:
+        """An option that takes a list as its appending form, so that one value does, and repeating it adds another."""
+        name, equals, value = word.partition("=")
+        return f"{name}+{equals}{value}" if f"{name}+" in self._option_string_actions else word
 
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
         """Our own options, and the options (with their values) that are somebody else's."""

@@ -91,6 +91,22 @@ def restore(
     return 1 if outcome.errors else 0
 
 
+def find_model(name: str) -> Path:
+    """The folder of a model; see :func:`restorevar.models.pretrained.find_folder`.
+
+    Raises:
+        UserError: If there is none; for the default model it says how to come by another.
+    """
+    from restorevar.models import pretrained
+
+    if name == DEFAULT_MODEL and name not in pretrained.shipped_models() and not Path(name).is_dir():
+        raise UserError(
+            f"the model '{name}' is not part of this installation; give a model folder with --model "
+            "(every training stage exports one: `restorevar pipeline --config ...`)"
+        )
+    return pretrained.find_folder(name)
+
+
 def load_model(name: str) -> "tuple[RestoreVAR, str]":
     """The model, and what tells it from others: the checksum of its files.
 
@@ -102,12 +118,7 @@ def load_model(name: str) -> "tuple[RestoreVAR, str]":
     from restorevar.files import sha256
     from restorevar.models import pretrained
 
-    if name == DEFAULT_MODEL and name not in pretrained.shipped_models() and not Path(name).is_dir():
-        raise UserError(
-            f"the model '{name}' is not part of this installation; give a model folder with --model "
-            "(every training stage exports one: `restorevar pipeline --config ...`)"
-        )
-    folder = pretrained.find_folder(name)
+    folder = find_model(name)
     network = pretrained.load(folder)
     if network.transformer is None:
         raise UserError(f"{folder} holds a tokenizer only; expected a model that went through stage 2 as well")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from restorevar.files import atomic_write, sha256
 from restorevar.models.config import RestoreVARConfig
 from restorevar.models.restorevar import RestoreVAR, in_float32_island
 
-__all__ = ["find_folder", "load", "read_config", "save", "shipped_models"]
+__all__ = ["copy_license", "find_folder", "load", "read_config", "save", "shipped_models"]
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -157,6 +158,21 @@ def save(
     }
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_license(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Copies the licence file that a model folder's ``config.json`` names, if it names one that is not there yet.
+
+    Args:
+        source: Shipped name, model folder or hub id of a model that has the file.
+        folder: Folder of the model made from it.
+    """
+    name = read_config(folder).license
+    if name is not None and Path(name).name == name and not (Path(folder) / name).exists():
+        file = find_folder(source) / name
+        if file.is_file():
+            with atomic_write(Path(folder) / name) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def _card(model: RestoreVAR) -> str:

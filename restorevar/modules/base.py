@@ -274,7 +274,7 @@ class StageModule(L.LightningModule, ABC):
         self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=torch.float64, device=self.device)
 
     def score(self, restored: Tensor, batch: RestorationBatch) -> None:
-        """Adds a batch to the scores per kind.
+        """Adds a batch to the scores per kind; a degradation of the user's own counts as ``other``.
 
         Args:
             restored: (B, 3, H, W) in [0, 1].
@@ -286,7 +286,8 @@ class StageModule(L.LightningModule, ABC):
         before = ImageMetrics(("psnr",))(degraded, clean)["psnr"]
         for index, kind in enumerate(batch["kind"]):
             row = [*(float(values[name][index]) for name in SCORES), float(before[index]), 1.0]
-            self._scores[KINDS.index(kind)] += torch.tensor(row, dtype=torch.float64, device=self.device)
+            known = kind if kind in KINDS else "other"
+            self._scores[KINDS.index(known)] += torch.tensor(row, dtype=torch.float64, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Logs PSNR, SSIM and gain over the degraded photos, per kind and on average over the degraded kinds.

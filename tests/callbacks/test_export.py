@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -65,3 +66,17 @@ def test_another_folder(tiny_folders, tiny_photos, tmp_path):
     fit(module(tiny_folders), tiny_photos, tmp_path, steps=1, callbacks=[ExportModel(folder=str(tmp_path / "there"))])
     assert (tmp_path / "there" / "model.safetensors").exists()
     assert not (tmp_path / "model").exists()
+
+
+def test_another_schedule_and_the_licence_of_the_first_model(tiny_folders, tiny_photos, tmp_path):
+    licensed = tmp_path / "licensed"
+    initial = RestoreVAR.from_pretrained(tiny_folders["refiner"])
+    initial.config = dataclasses.replace(initial.config, license="LICENSE-WEIGHTS")
+    initial.save_pretrained(licensed)
+    (licensed / "LICENSE-WEIGHTS").write_text("for research\n")
+    trained = RefinerModule(initial_model=str(licensed), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    fit(trained, tiny_photos, tmp_path / "run", steps=1, callbacks=[ExportModel(scales=(2, 4, 8))])
+    exported = tmp_path / "run" / "model"
+    assert RestoreVAR.from_pretrained(exported).image_size == (64, 64)
+    assert "Own size 64 x 64" in (exported / "README.md").read_text()
+    assert (exported / "LICENSE-WEIGHTS").read_text() == "for research\n"

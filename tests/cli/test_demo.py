@@ -7,6 +7,7 @@ from PIL import Image
 
 from restorevar.cli import main
 from restorevar.cli.demo import KINDS, PHOTOS, compare, photo_file
+from restorevar.models import pretrained
 from tests.conftest import skimage_photo
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +61,7 @@ def test_degrade_restore_score_and_picture(tiny_model_folder, small_photos, tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give --model NAME or --config FILE"),
-        (["--model", "x", "--config", "y"], "not both"),
+        (["--model", "x", "--config", "y"], "expected --model NAME or --config FILE"),
         (["--model", "x", "--trainer.max_steps=1"], "unknown setting '--trainer.max_steps=1'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
@@ -69,6 +69,14 @@ def test_degrade_restore_score_and_picture(tiny_model_folder, small_photos, tmp_
 def test_mistakes_are_explained(words, message, capsys):
     assert main(["demo", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_the_shipped_model_nothing_is_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretrained, "shipped_models", dict)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 2
+    assert "'restorevar-nano' is not part of this installation" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_demo_stage_runs(tmp_path, capsys):

@@ -27,12 +27,15 @@ def paint(
     return 0
 
 
-def chain(config: Path, output: Path | None = None, overrides: list[str] | None = None) -> int:
+def chain(
+    config: Path, output: Path | None = None, overlay: list[Path] | None = None, overrides: list[str] | None = None
+) -> int:
     """Chains.
 
     Args:
         config: File.
         output: Folder.
+        overlay: Files.
         overrides: The rest.
     """
     return 0
@@ -110,5 +113,17 @@ def test_overrides_take_what_is_not_ours():
     assert parser.arguments(words) == {
         "config": Path("p.yaml"),
         "output": Path("o"),
+        "overlay": None,
         "overrides": ["--trainer.max_steps", "3", "--data.batch_size=2"],
     }
+
+
+def test_an_option_that_takes_a_list_takes_one_value_and_repeats():
+    parser = function_parser("restorevar chain", chain)
+    words = ["--config", "c.yaml", "--trainer.max_steps", "3"]
+    assert parser.arguments(words)["overlay"] is None
+    assert parser.arguments([*words, "--overlay", "a.yaml"])["overlay"] == [Path("a.yaml")]
+    values = parser.arguments(["--overlay", "a.yaml", "--overlay=b.yaml", *words])
+    assert values["overlay"] == [Path("a.yaml"), Path("b.yaml")]
+    assert values["overrides"] == ["--trainer.max_steps", "3"]
+    assert parser.arguments([*words, "--overlay", "[a.yaml, b.yaml]"])["overlay"] == [Path("a.yaml"), Path("b.yaml")]
