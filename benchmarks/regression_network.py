@@ -167,6 +167,7 @@ def train(
     network.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups([network]), RATE, betas=(0.9, 0.95), weight_decay=0.02)
     losses: list[float] = []
+    warmup = min(WARMUP_STEPS, (steps or 10 * WARMUP_STEPS) // 10)  # the optimizer starts anew in each call
     before, begun = progress.seconds, time.monotonic()
     saved = begun
 
@@ -177,9 +178,9 @@ def train(
         epoch, batches = divmod(progress.steps, len(loader))
         loader.load_state_dict({"epoch": epoch, "consumed": batches * sampler.step})
         for batch in loader:
-            warmup = min((len(losses) + 1) / (WARMUP_STEPS + 1), 1.0)  # the optimizer starts anew in each call
+            rate = RATE * min((len(losses) + 1) / (warmup + 1), 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = RATE * warmup * 0.5 * (1 + math.cos(math.pi * min(share(), 1.0)))
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * min(share(), 1.0)))
             with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
                 restored = network(batch["degraded"].to(device))
             loss = F.l1_loss(restored.float(), batch["clean"].to(device))
