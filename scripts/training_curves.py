@@ -2,7 +2,8 @@
 
 python scripts/training_curves.py runs/nano/stage1 runs/nano/stage2 --output curves
 
-Writes ``curves.csv`` (run, tag, step, value) and ``curves.png`` (one panel a run and group of tags).
+Writes ``curves.csv`` (run, tag, step, value), ``curves.png`` (one panel a run and group of tags) and ``runs.csv`` (run,
+steps, hours, counted from the first to the last event of each start).
 Needs matplotlib (extra ``bench``).
 """
 
@@ -20,16 +21,20 @@ PLOTTED = ("train/loss", "val/loss", "val/psnr", "val/gain", "val/accuracy", "co
 Rows = list[tuple[str, str, int, float]]
 
 
-def read_curves(folders: list[Path]) -> Rows:
+def read_curves(folders: list[Path]) -> tuple[Rows, dict[str, float]]:
     """All scalars of the runs: (run's name, tag, step, value), the last value where a step was logged twice.
 
     Args:
         folders: Runs' folders (``trainer.default_root_dir``).
 
+    Returns:
+        The scalars, and hours by the run's name.
+
     Raises:
         UserError: If a folder holds no TensorBoard events.
     """
     rows: Rows = []
+    hours: dict[str, float] = {}
     for folder in folders:
         values: dict[tuple[str, int], float] = {}
         files = sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
@@ -38,10 +43,13 @@ def read_curves(folders: list[Path]) -> Rows:
         for file in files:  # a resumed run has several
             events = EventAccumulator(str(file), size_guidance={"scalars": 0})
             events.Reload()
+            times: list[float] = []
             for tag in events.Tags()["scalars"]:
                 values |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+                times += [event.wall_time for event in events.Scalars(tag)]
+            hours[folder.name] = hours.get(folder.name, 0.0) + (max(times) - min(times) if times else 0.0) / 3600
         rows += [(folder.name, tag, step, value) for (tag, step), value in sorted(values.items())]
-    return rows
+    return rows, hours
 
 
 def plot(rows: Rows, path: Path) -> None:
@@ -79,16 +87,20 @@ def main() -> None:
     """Command line of this script."""
     parser = argparse.ArgumentParser(description="Training curves as CSV and PNG.")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--output", type=Path, default=Path(), help="folder to write curves.csv and curves.png to")
+    parser.add_argument("--output", type=Path, default=Path(), help="folder to write to")
     arguments = parser.parse_args()
     try:
-        rows = read_curves(arguments.runs)
+        rows, hours = read_curves(arguments.runs)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
-    with atomic_write(arguments.output / "curves.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("run", "tag", "step", "value"))
-        writer.writerows((run, tag, step, f"{value:.6g}") for run, tag, step, value in rows)
+    steps = {name: max(step for run, _, step, _ in rows if run == name) + 1 for name in {row[0] for row in rows}}
+    tables = {
+        "curves.csv": [("run", "tag", "step", "value"), *((*row[:3], f"{row[3]:.5g}") for row in rows)],
+        "runs.csv": [("run", "steps", "hours"), *((run, steps[run], f"{time:.2f}") for run, time in hours.items())],
+    }
+    for name, lines in tables.items():
+        with atomic_write(arguments.output / name) as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
     with atomic_write(arguments.output / "curves.png") as temporary:
         plot(rows, temporary)
 

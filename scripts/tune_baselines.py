@@ -1,6 +1,6 @@
 """Finds the parameters of the classical baselines by PSNR on training photos.
 
-    python scripts/tune_baselines.py FOLDER [--photos 48] [--side 384] [--seed 0]
+    python scripts/tune_baselines.py FOLDER ... [--photos 48] [--side 384] [--seed 0]
 
 Each photo is cropped in the middle, degraded once per kind with a severity drawn from U(0.1, 1), and every method tries
 every point of its grid. The winners go into the defaults of `restorevar/evaluation/baselines.py` by hand. Use photos
@@ -62,13 +62,13 @@ def psnr(image: Pixels, clean: Pixels) -> float:
 def main() -> None:
     """Runs the search and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--photos", type=int, default=48)
     parser.add_argument("--side", type=int, default=384)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for folder in options.folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     generator = np.random.default_rng(options.seed)
     chosen = generator.permutation(len(files))[: options.photos]
     kinds = ("haze", "rain", "snow", "low_light", "motion_blur")

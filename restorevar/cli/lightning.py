@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from restorevar.callbacks import (
     Acceleration,
@@ -47,7 +48,13 @@ NOISE = (
 )
 
 
-VERBS = ("fit", "validate", "test", "predict")
+# what a module must define for a verb, and a configuration that has one
+VERBS = {
+    "fit": ("training_step", "configs/stage2.yaml"),
+    "validate": ("validation_step", "configs/stage2.yaml"),
+    "test": ("test_step", "configs/test.yaml"),
+    "predict": ("predict_step", "configs/predict.yaml"),
+}
 
 
 class ShortErrorParser(ShortErrors, LightningArgumentParser):
@@ -86,6 +93,21 @@ class RestoreVARCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Flags that the user typed win over what a checkpoint remembers (Lightning's default is the reverse)."""
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and Trainer.
+
+        Raises:
+            UserError: The model has no step for this verb, such as a training stage that is asked to test.
+        """
+        super().instantiate_classes()
+        step, example = VERBS[str(self.subcommand)]
+        if not is_overridden(step, self.model):
+            able = " and ".join(verb for verb, (other, _) in VERBS.items() if is_overridden(other, self.model))
+            raise UserError(
+                f"model.class_path is {type(self.model).__name__}, which does {able or 'nothing'}; `restorevar"
+                f" {self.subcommand}` needs a module with {step}: give a configuration such as {example}"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, logging into its root folder itself instead of a new ``version_N`` each time."""

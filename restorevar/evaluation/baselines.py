@@ -9,6 +9,7 @@ import math
 import shlex
 import subprocess
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -213,7 +214,7 @@ class Wiener(Classical):
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
-        return _deconvolve(photo, _gaussian(self.sigma), self.balance)
+        return next(_deconvolve(photo, _gaussian(self.sigma), (self.balance,)))
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class RichardsonLucy(Classical):
 
         kernel = _gaussian(self.sigma)
         border = kernel.shape[0]
-        padded = _padded(photo, border)
+        padded = np.pad(photo / 255.0, ((border, border), (border, border), (0, 0)), mode="symmetric")
         channels = [
             richardson_lucy(padded[..., channel], kernel, num_iter=self.iterations, filter_epsilon=1e-3)
             for channel in range(3)
@@ -302,8 +303,7 @@ def oracle_deconvolution(degraded: Pixels, clean: Pixels) -> Pixels:
     best, least = degraded, math.inf
     for exponent in (1.0, 2.2):
         kernel = fit_kernel(degraded, clean, exponent)
-        for balance in (0.003, 0.03, 0.3, 3.0):
-            restored = _deconvolve(degraded, kernel, balance, exponent)
+        for restored in _deconvolve(degraded, kernel, (0.003, 0.03, 0.3, 3.0), exponent):
             error = float(np.mean((restored.astype(np.float32) - clean) ** 2))
             if error < least:
                 best, least = restored, error
@@ -343,25 +343,33 @@ def _to_pixels(image: NDArray[np.floating]) -> Pixels:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _padded(photo: Pixels, border: int) -> NDArray[np.float64]:
-    """[0, 1], mirrored at the border so that transforms do not wrap around."""
-    return np.pad(photo / 255.0, ((border, border), (border, border), (0, 0)), mode="symmetric")
-
-
 def _gaussian(sigma: float) -> NDArray[np.float64]:
     line = cv2.getGaussianKernel(2 * math.ceil(3 * sigma) + 1, sigma)
     return np.asarray(line @ line.T, np.float64)
 
 
-def _deconvolve(photo: Pixels, kernel: NDArray[np.float64], balance: float, exponent: float = 1.0) -> Pixels:
-    """Wiener deconvolution of the values to a power."""
-    from skimage.restoration import wiener
+def _deconvolve(
+    photo: Pixels, kernel: NDArray[np.float64], balances: Sequence[float], exponent: float = 1.0
+) -> Iterator[Pixels]:
+    """Wiener deconvolution of the values to a power, with each of several weights of the smoothness prior.
+
+    As `skimage.restoration.wiener`, with what the weights share computed once, and sides that transforms are fast for.
+    """
+    from scipy.fft import next_fast_len
+    from skimage.restoration import uft
 
     border = min(kernel.shape[0], *photo.shape[:2])
-    padded = _padded(photo, border) ** exponent
-    channels = [wiener(padded[..., channel], kernel, balance, clip=False) for channel in range(3)]
-    restored = np.stack(channels, axis=-1)[border:-border, border:-border]
-    return _to_pixels(np.clip(restored, 0, 1) ** (1 / exponent))
+    sides = tuple(next_fast_len(side + 2 * border, real=True) for side in photo.shape[:2])
+    ends = [(border, long - side - border) for long, side in zip(sides, photo.shape[:2], strict=True)]
+    # mirrored at the border so that transforms do not wrap around
+    padded = np.pad((photo / 255.0) ** exponent, (*ends, (0, 0)), mode="symmetric")
+    transfer, roughness = uft.ir2tf(kernel, sides), np.abs(uft.laplacian(2, sides)[0]) ** 2
+    spectra = [np.conj(transfer) * uft.urfftn(padded[..., channel]) for channel in range(3)]
+    for balance in balances:
+        weight = 1 / (np.abs(transfer) ** 2 + balance * roughness)
+        channels = [uft.uirfftn(spectrum * weight, shape=sides) for spectrum in spectra]
+        restored = np.stack(channels, axis=-1)[border : border + photo.shape[0], border : border + photo.shape[1]]
+        yield _to_pixels(np.clip(restored, 0, 1) ** (1 / exponent))
 
 
 def _guided_filter(

@@ -176,25 +176,27 @@ def _similarity(first: Values, second: Values) -> _Similarity:
     return _Similarity((2 * product + c1) / (squares + c1), (2 * covariance + c2) / (variances + c2))
 
 
-def _ssim(first: Values, second: Values) -> float:
-    if min(first.shape[:2]) < SSIM_WINDOW:
-        return math.nan
+def _ssim(first: Values, second: Values, multi_scale: bool = False) -> tuple[float, float]:
+    """SSIM and, if asked for, MS-SSIM, whose finest scale it is; NaN where the image is too small or it was not.
+
+    MS-SSIM as pyiqa has it: negative contrast counts as 0 at each pixel, odd sizes are zero-padded.
+    """
+    side = min(first.shape[:2])
+    if side < SSIM_WINDOW:
+        return math.nan, math.nan
     luminance, contrast = _similarity(first, second)
-    return float((luminance * contrast).mean())
-
-
-def _ms_ssim(first: Values, second: Values) -> float:
-    """Multi-scale SSIM as pyiqa has it: negative contrast counts as 0 at each pixel, odd sizes are zero-padded."""
+    single = float((luminance * contrast).mean())
     last = len(MS_SSIM_WEIGHTS) - 1
-    if min(first.shape[:2]) <= (SSIM_WINDOW - 1) * 2**last:
-        return math.nan
+    if not multi_scale or side <= (SSIM_WINDOW - 1) * 2**last:
+        return single, math.nan
     value = 1.0
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        luminance, contrast = _similarity(first, second)
+        if scale:
+            first, second = _halved(first), _halved(second)
+            luminance, contrast = _similarity(first, second)
         contrast = np.maximum(contrast, 0)
         value *= float((luminance * contrast if scale == last else contrast).mean()) ** weight
-        first, second = _halved(first), _halved(second)
-    return value
+    return single, value
 
 
 def _halved(image: Values) -> Values:
@@ -283,14 +285,13 @@ class ImageMetrics:
             values["psnr"] = _psnr(restored, clean)
         if "psnr_y" in self.names and color:
             values["psnr_y"] = _psnr(restored_y, clean_y)
-        pairs = list(zip(_arrays(restored), _arrays(clean), strict=True))
-        if "ssim" in self.names:
-            values["ssim"] = torch.tensor([_ssim(*pair) for pair in pairs])
+        if {"ssim", "ms_ssim"} & set(self.names):
+            pairs = zip(_arrays(restored), _arrays(clean), strict=True)
+            found = torch.tensor([_ssim(*pair, multi_scale="ms_ssim" in self.names) for pair in pairs])
+            values["ssim"], values["ms_ssim"] = found.T
         if "ssim_y" in self.names and color:
-            lumas = zip(_arrays(restored_y), _arrays(clean_y), strict=True)
-            values["ssim_y"] = torch.tensor([_ssim(*pair) for pair in lumas])
-        if "ms_ssim" in self.names:
-            values["ms_ssim"] = torch.tensor([_ms_ssim(*pair) for pair in pairs])
+            pairs = zip(_arrays(restored_y), _arrays(clean_y), strict=True)
+            values["ssim_y"] = torch.tensor([_ssim(*pair)[0] for pair in pairs])
         return values
 
     def _deep(self, name: str, network: "nn.Module", restored: Tensor, clean: Tensor | None) -> Tensor:

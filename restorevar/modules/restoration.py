@@ -181,11 +181,8 @@ class RestorationModule(L.LightningModule):
         """Loads the model and prepares the metrics.
 
         Raises:
-            UserError: There is no such model or metric, the precision does not fit the model, or this module is asked
-                to train.
+            UserError: There is no such model or metric, or the precision does not fit the model.
         """
-        if stage not in ("test", "predict"):
-            raise UserError(f"RestorationModule was asked to {stage}; it does test and predict, other modules train.")
         if str(self.trainer.precision) not in PRECISIONS:
             raise UserError(
                 f"trainer.precision is {self.trainer.precision}; expected {' or '.join(PRECISIONS)}: float16 "

@@ -13,7 +13,7 @@ from restorevar.models import DetailConfig, RestoreVAR
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "finetune.py"
 SHORT = [
-    "--transformer.model.scales=[1,1,2]",
+    "--transformer.model.move_to_scales=[1,1,2]",
     "--detail.export.scales=[1,2,4]",
     "--data.image_size=16",
     "--data.batch_size=2",

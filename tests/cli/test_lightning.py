@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -5,6 +7,8 @@ import yaml
 from restorevar.cli import main
 from restorevar.cli.lightning import read_config
 from tests.cli.tiny_pipeline import write_pipeline
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,22 @@ def test_a_missing_file_names_the_nearest(tmp_path, capsys):
 
 def test_nothing_given(capsys):
     assert refused(capsys, []) == "error: missing: --model; give it in a file with --config"
+
+
+@pytest.mark.parametrize(
+    ("verb", "config", "found", "needed"),
+    [
+        ("fit", "test.yaml", "RestorationModule, which does test and predict", "training_step"),
+        ("validate", "test.yaml", "RestorationModule, which does test and predict", "validation_step"),
+        ("test", "stage2.yaml", "TransformerModule, which does fit and validate", "test_step"),
+        ("predict", "stage2.yaml", "TransformerModule, which does fit and validate", "predict_step"),
+    ],
+)
+def test_a_module_that_cannot_do_what_is_asked(verb, config, found, needed, capsys):
+    assert main([verb, "--config", str(CONFIGS / config)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: model.class_path is {found}; `restorevar {verb}` needs a module with {needed}")
+    assert (CONFIGS.parent / line.rpartition(" ")[2]).is_file()  # the configuration that it recommends
 
 
 def test_broken_yaml(tmp_path, capsys):
