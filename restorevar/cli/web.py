@@ -144,7 +144,7 @@ def restore_upload(
     fidelity: float | None,
     color_fix: ColorFix,
     progress: Callable[[float], object],
-    note: Callable[[str], object],
+    note: Callable[[str], None],
 ) -> tuple[Image.Image, Image.Image, Path]:
     """Restores one photo as `restorevar restore` does, but for the format of the result.
 
