@@ -101,7 +101,7 @@ class DarkChannel(Classical):
     kinds: ClassVar[tuple[str, ...]] = ("haze",)
     patch: int = 15
     omega: float = 0.65
-    least_transmission: float = 0.5
+    least_transmission: float = 0.1
     radius: int = 40
 
     def __call__(self, photo: Pixels) -> Pixels:
@@ -209,8 +209,8 @@ class Wiener(Classical):
 
     name: ClassVar[str] = "Wiener"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
-    sigma: float = 0.7
-    balance: float = 0.03
+    sigma: float = 1.4
+    balance: float = 0.3
 
     def __call__(self, photo: Pixels) -> Pixels:
         """See `Classical`."""
@@ -228,7 +228,7 @@ class RichardsonLucy(Classical):
 
     name: ClassVar[str] = "Richardson-Lucy"
     kinds: ClassVar[tuple[str, ...]] = ("motion_blur",)
-    sigma: float = 0.7
+    sigma: float = 2.0
     iterations: int = 5
 
     def __call__(self, photo: Pixels) -> Pixels:
