@@ -64,9 +64,10 @@ def degrade(
         for number, job in track(numbered, "degrading", console=Console(stderr=True), transient=True):
             try:
                 _degrade_file(job, kind, severity, seed + number)
-            except UserError as error:
-                errors.append(str(error))
-                logger.error("error: %s", error)
+            except (UserError, OSError) as error:
+                text = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+                errors.append(text)
+                logger.error("error: %s", text)
         failed = f", {len(errors)} failed" if errors else ""
         logger.info("%d photos degraded%s: %s", len(jobs) - len(errors), failed, output)
     return 1 if errors else 0
@@ -101,7 +102,10 @@ def _write_sheet(paths: list[Path], kind: str | None, seed: int, target: Path, o
         raise UserError(f"{target} is there already; choose another --contact-sheet or --overwrite")
     photos, errors = [], []
     # results would go nowhere: only the photos' names are wanted
-    for job in plan_jobs(paths, target.parent / f".{target.name}.none")[:_SHEET_PHOTOS]:
+    jobs = plan_jobs(paths, target.parent / f".{target.name}.none")
+    if target.resolve() in {job.source.resolve() for job in jobs}:
+        raise UserError(f"--contact-sheet {target} is one of the photos given; choose another name")
+    for job in jobs[:_SHEET_PHOTOS]:
         try:
             photos.append(read_rgb(job.source))
         except UserError as error:
@@ -110,6 +114,9 @@ def _write_sheet(paths: list[Path], kind: str | None, seed: int, target: Path, o
     if not photos:
         raise UserError("no photo could be read for the contact sheet")
     sheet = draw_sheet(photos, KINDS if kind is None else [kind], seed=seed)
-    write_photo(target, Photo(sheet, format=SUFFIXES[target.suffix.lower()]))
+    try:
+        write_photo(target, Photo(sheet, format=SUFFIXES[target.suffix.lower()]))
+    except OSError as error:
+        raise UserError(f"--contact-sheet {target} cannot be written ({error.strerror or error})") from error
     logger.info("contact sheet: %s", target)
     return errors

@@ -130,12 +130,15 @@ def pack(paths: list[Path], output: Path, shard_megabytes: int = 512) -> None:
         shard_megabytes: Size of a shard.
     """
     rows: list[Row] = []
+    origins: list[str] = []
     for path in paths:
         if path.is_dir():
             rows += [Row(os.path.abspath(photo), "", "clean", path.resolve().name) for photo in list_photos(path)]
+            origins += [str(path)] * (len(rows) - len(origins))
         else:
             base = Path(os.path.abspath(path.parent))
-            for row in read_manifest(path):
+            for number, row in enumerate(read_manifest(path), 1):
+                origins.append(f"{path}, row {number}")
                 target = str(located(base, row.target_path)) if row.target_path else ""
                 rows.append(row._replace(image_path=str(located(base, row.image_path)), target_path=target))
     if len({bool(row.target_path) for row in rows}) > 1:
@@ -143,7 +146,11 @@ def pack(paths: list[Path], output: Path, shard_megabytes: int = 512) -> None:
     if any(row.center_crop for row in rows):
         raise UserError("a set whose clean images have a border cannot be packed; use its folder or manifest")
     with _bar(len(rows), "packing") as advance:
-        count = write_shards(rows, Path(), output, shard_megabytes, _counted(len(rows), advance))
+        current: list[str] = []
+        try:
+            count = write_shards(rows, Path(), output, shard_megabytes, _counted(origins, advance, current))
+        except UserError as error:
+            raise UserError(": ".join([*current, str(error)])) from error
     sys.stdout.write(f"{output}: {len(rows)} samples in {count} shards\n")
 
 
@@ -219,7 +226,10 @@ def _bar(total: int, what: str) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _counted(total: int, advance: Callable[[], None]) -> Iterator[int]:
-    for number in range(total):
+def _counted(origins: Sequence[str], advance: Callable[[], None], current: list[str]) -> Iterator[int]:
+    """Numbers of the rows; ``current`` holds the origin of the one that is being worked on."""
+    for number, origin in enumerate(origins):
+        current[:] = [origin]
         yield number
         advance()
+    current.clear()

@@ -55,7 +55,7 @@ def shorten(parser: ArgumentParser, message: str, ex: BaseException | None = Non
         (r"Problem with given class_path '([^']+)':\s+(.*?)(?:\n\s+- Expected|\n\s*Given|$)", _class_problem),
         (r"the following arguments are required: (.*)", lambda m: _missing(m[1], parser)),
         (r"File does not exist: '?([^'\n]+)'?", lambda m: _no_file(m[1])),
-        (r'Parser key "([^"]+)":(.*)', _bad_value),
+        (r'Parser key "([^"]+)":(.*)', lambda m: _bad_value(m) + _range(m[1], parser)),
     ]
     for pattern, phrase in patterns:
         if match := re.search(pattern, message, re.DOTALL):
@@ -173,6 +173,15 @@ def _bad_value(match: re.Match[str]) -> str:
     if kinds and given:
         return f"{key}: got '{given[1]}'; expected {kinds.replace('|', ' or ')}"
     return f"{key}: {rest}"
+
+
+def _range(name: str, parser: ArgumentParser) -> str:
+    """The range of an option of our own commands, as the first sentence of its help states it."""
+    if not isinstance(parser, FunctionParser):
+        return ""
+    text = next((str(action.help) for action in parser._actions if action.dest == name), "")
+    match = re.search(r"\b\d[^.;,]*? to \d+(\.\d+)?|from \d+", text)
+    return f", {match[0]}" if match else ""
 
 
 def _plain_type(text: str) -> str:

@@ -45,23 +45,32 @@ def write_shards(
         Number of shards.
 
     Raises:
-        UserError: There are shards already, or a file cannot be read.
+        UserError: There are shards already, or a file cannot be read; nothing is left behind then.
     """
     if (folder / INDEX).exists():
         raise UserError(f"{folder}: has an {INDEX} already; choose another folder or remove it")
+    if shard_megabytes <= 0:
+        raise UserError(f"a shard of {shard_megabytes} megabytes; expected a number above 0")
     numbers = iter(progress if progress is not None else range(len(rows)))
-    number, shard = next(numbers, None), 0
-    names = []
-    while number is not None:
-        path = folder / f"{shard:06d}.tar"
-        with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
-            while number is not None and archive.offset < shard_megabytes * 1_000_000:
-                _add_sample(archive, f"{number:09d}", rows[number], base)
-                number = next(numbers, None)
-        names.append(path.name)
-        shard += 1
-    index_shards(folder)
-    return len(names)
+    number = next(numbers, None)
+    written: list[Path] = []
+    is_new = not folder.exists()
+    try:
+        while number is not None:
+            path = folder / f"{len(written):06d}.tar"
+            with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+                while number is not None and archive.offset < shard_megabytes * 1_000_000:
+                    _add_sample(archive, f"{number:09d}", rows[number], base)
+                    number = next(numbers, None)
+            written.append(path)
+        index_shards(folder)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        if is_new and folder.exists():
+            folder.rmdir()
+        raise
+    return len(written)
 
 
 def index_shards(folder: Path) -> Path:

@@ -154,9 +154,11 @@ class RestoreVARConfig:
         """Checks what one part expects of another.
 
         Raises:
-            UserError: If the parts do not fit each other.
+            UserError: If a size is not positive, or the parts do not fit each other.
         """
         ScaleSchedule(self.scales)
+        for name in ("tokenizer", "transformer", "refiner", "detail"):
+            _check_positive(name, getattr(self, name))
         if self.transformer is None and self.refiner is not None:
             raise UserError("the model has a refiner but no transformer; expected both, or no refiner")
         tokenizer, transformer = self.tokenizer, self.transformer
@@ -226,6 +228,16 @@ class RestoreVARConfig:
         if "scales" in values:
             values["scales"] = tuple(size if isinstance(size, int) else (size[0], size[1]) for size in values["scales"])
         return _build(cls, values, "")
+
+
+def _check_positive(name: str, part: Any) -> None:
+    """All sizes are whole numbers from 1 but for the index of a level."""
+    for field in () if part is None else dataclasses.fields(part):
+        value = getattr(part, field.name)
+        least = 0 if field.name == "finest_level" else 1
+        sizes = {"int": (value,), "tuple[int, ...]": value or (0,)}.get(str(field.type), ())
+        if any(isinstance(size, bool) or not isinstance(size, int) or size < least for size in sizes):
+            raise UserError(f"{name} {field.name} is {value}; expected whole numbers from {least}; change {field.name}")
 
 
 def _check_group_width(name: str, width: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,10 @@ __all__ = ["copy_license", "find_folder", "load", "read_config", "save", "shippe
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# `models/mine` where nothing lies is a folder mistyped or not made yet, not somebody's repository
+LOCAL_FOLDERS = ("models", "runs", "checkpoints", "outputs", "demo")
+
+logger = logging.getLogger(__name__)
 
 
 def shipped_models() -> dict[str, Path]:
@@ -32,6 +37,8 @@ def shipped_models() -> dict[str, Path]:
 
 def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     """Where a model lies: a shipped name, a local folder, or a hub id (``owner/name``), which is downloaded.
+
+    What begins with a folder that exists, or with one of ``LOCAL_FOLDERS``, is never taken for a hub id.
 
     Raises:
         UserError: If there is no such model; the message lists what there is.
@@ -46,15 +53,28 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
         raise UserError(
             f"{path} is not a model folder: it has no {CONFIG}; expected one written by save_pretrained or a stage"
         )
-    looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.parent.is_dir()
-    if looks_like_hub_id:
+    local = path.parts[:1] and (path.parts[0] in LOCAL_FOLDERS or Path(path.parts[0]).exists())
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not local:
         return _download(text)
     raise UserError(
-        f"no model '{text}'; expected a model folder, a hub id, or one of: {', '.join(shipped) or 'none shipped'}"
+        f"no model '{text}'{_models_beside(path)}; expected a model folder, a hub id, or one of: "
+        f"{', '.join(shipped) or 'none shipped'}"
     )
 
 
+def _models_beside(path: Path) -> str:
+    """What the folder of a missing model folder holds, for an error message; empty for a bare name."""
+    parent = path.parent
+    if len(path.parts) < 2:
+        return ""
+    if not parent.is_dir():
+        return f" (there is no folder {parent})"
+    beside = sorted(file.parent.name for file in parent.glob(f"*/{CONFIG}"))
+    return f" (model folders in {parent}: {', '.join(beside[:8]) or 'none'})"
+
+
 def _download(hub_id: str) -> Path:
+    logger.info("fetching %s from the Hugging Face hub", hub_id)
     try:
         from huggingface_hub import snapshot_download
 
@@ -117,7 +137,8 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
                 value = file.get_tensor(name)
                 if value.shape != tensor.shape:
                     raise UserError(
-                        f"{path}: '{name}' has shape {tuple(value.shape)}; {CONFIG} expects {tuple(tensor.shape)}"
+                        f"{path}: '{name}' has shape {tuple(value.shape)}; {CONFIG} expects {tuple(tensor.shape)}; "
+                        "was one of the two files replaced?"
                     )
                 tensor.copy_(value)
     except (OSError, SafetensorError) as error:

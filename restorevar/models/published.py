@@ -259,7 +259,7 @@ def _infer_refiner(weights: Mapping[str, Tensor], heads: int | None) -> RefinerC
         )
     return RefinerConfig(
         width=width,
-        heads=heads or width // 64,
+        heads=width // 64 if heads is None else heads,
         mlp_width=_need(weights, "vae_refiner.transformer.layers.0.1.net.1.weight", "refiner").shape[0],
         depth=_count(weights, r"vae_refiner\.transformer\.layers\.(\d+)\."),
     )
@@ -325,12 +325,19 @@ def load_published(
     with torch.device("meta"):  # no time is spent on drawing weights that are replaced
         model = RestoreVAR(config)
     model = model.to_empty(device="cpu")
-    _load_strictly(model, weights, names)
+    _load_strictly(model, weights, names, {"tokenizer": _label(tokenizer), "": _label(transformer or tokenizer)})
     model.rebuild_tables()
     return model.eval()
 
 
-def _load_strictly(model: RestoreVAR, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def _label(source: Source) -> str:
+    return "the given state dict" if isinstance(source, Mapping) else os.fspath(source)
+
+
+def _load_strictly(
+    model: RestoreVAR, weights: Mapping[str, Tensor], names: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    """Loads all weights or raises; ``files`` names the tokenizer's file and, under "", the one of all else."""
     published = set(names.values())
     missing = sorted(published - set(weights))
     left_over = sorted(name for name in weights if name not in published and not TABLES.search(name))
@@ -340,14 +347,22 @@ def _load_strictly(model: RestoreVAR, weights: Mapping[str, Tensor], names: Mapp
             for label, some in (("missing", missing), ("left over", left_over))
             if some
         ]
-        raise UserError(f"weights do not fit the model; {'; '.join(parts)}. Expected the published names exactly")
+        where = " and ".join(dict.fromkeys(files.values()))
+        raise UserError(
+            f"{where}: weights do not fit the model; {'; '.join(parts)}. Expected the published names exactly: "
+            "fetch the file again, or give the one that belongs here"
+        )
     ours = model.state_dict()
     for name, tensor in ours.items():
         given = weights[names[name]]
         squeezed = [size for size in given.shape if size != 1]
         if squeezed != [size for size in tensor.shape if size != 1]:
             expected = _published_shape(names[name], tensor)
-            raise UserError(f"weight '{names[name]}' has shape {tuple(given.shape)}; expected {expected}")
+            file = files.get(name.partition(".")[0], files[""])
+            raise UserError(
+                f"{file}: weight '{names[name]}' has shape {tuple(given.shape)}; expected {expected} by the other "
+                "weights and the scales; correct the scales if you gave them, or fetch the file again"
+            )
         tensor.copy_(given.reshape(tensor.shape))
 
 
@@ -426,21 +441,23 @@ def initialize_from_var(model: RestoreVAR, source: Source) -> list[str]:
     shared = {name: published for name, published in names.items() if not VAR_LACKING.search(name)}
     ours = {name: value for name, value in model.state_dict().items() if name.startswith("transformer.")}
     transformer = {name: value for name, value in ours.items() if name in shared}
-    _check_sizes(transformer, shared, weights)
+    _check_sizes(transformer, shared, weights, _label(source))
     for name, tensor in transformer.items():
         tensor.copy_(weights[shared[name]].reshape(tensor.shape))
     return sorted(set(ours) - set(shared))
 
 
-def _check_sizes(ours: Mapping[str, Tensor], names: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
+def _check_sizes(
+    ours: Mapping[str, Tensor], names: Mapping[str, str], weights: Mapping[str, Tensor], file: str
+) -> None:
     published = set(names.values())
     missing = sorted(published - set(weights))
     left_over = sorted(name for name in weights if name not in published and not TABLES.search(name))
     if missing or left_over:
-        raise UserError(f"not VAR weights of this size; missing: {missing[:3]}, left over: {left_over[:3]}")
+        raise UserError(f"{file}: not VAR weights of this size; missing: {missing[:3]}, left over: {left_over[:3]}")
     for name, tensor in ours.items():
         if weights[names[name]].numel() != tensor.numel():
             raise UserError(
-                f"VAR weight '{names[name]}' has shape {tuple(weights[names[name]].shape)}; "
+                f"{file}: VAR weight '{names[name]}' has shape {tuple(weights[names[name]].shape)}; "
                 f"expected {_published_shape(names[name], tensor)}: change depth, width, heads or the number of scales"
             )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from restorevar.errors import UserError
+from restorevar.files import sha256
 from restorevar.restoration.photo import SUFFIXES, read_photo, write_photo
 from restorevar.restoration.restorer import Restorer
 
@@ -154,12 +155,14 @@ class Record:
     def is_ours(self, job: Job) -> bool:
         """Whether the file where the result goes was written, or begun, by an earlier run and not changed since."""
         entry = self._entries.get(self._name(job))
-        return entry is not None and entry.get("bytes") in (None, job.result.stat().st_size)
+        return entry is not None and ("bytes" not in entry or _is_unchanged(job.result, entry))
 
     def is_done(self, job: Job) -> bool:
-        """Whether the result is there, whole, from the same photo, model and settings."""
+        """Whether the result is there, whole and unchanged, from the same photo, model and settings."""
+        entry = self._entries.get(self._name(job), {})
         try:
-            return self._entries.get(self._name(job)) == self._entry(job)
+            same = all(entry.get(key) == value for key, value in self._origin(job).items())
+            return same and "bytes" in entry and _is_unchanged(job.result, entry)
         except OSError:
             return False
 
@@ -169,25 +172,30 @@ class Record:
 
     def enter(self, job: Job) -> None:
         """To be called once the result is complete."""
-        self._append(self._entry(job))
+        state = job.result.stat()
+        written = {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": sha256(job.result)}
+        self._append({"result": self._name(job), **written, **self._origin(job)})
 
     def _name(self, job: Job) -> str:
         return job.result.relative_to(self._output).as_posix()
 
-    def _entry(self, job: Job) -> dict[str, Any]:
-        source, result = job.source.stat(), job.result.stat()
-        return {
-            "result": self._name(job),
-            "bytes": result.st_size,
-            "source": [source.st_size, source.st_mtime_ns],
-            "made_by": self._made_by,
-        }
+    def _origin(self, job: Job) -> dict[str, Any]:
+        source = job.source.stat()
+        return {"source": [source.st_size, source.st_mtime_ns], "made_by": self._made_by}
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._entries[entry["result"]] = entry
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _is_unchanged(result: Path, entry: dict[str, Any]) -> bool:
+    """Whether a file is what was entered; its content is read only if its time says otherwise, as after a copy."""
+    state = result.stat()
+    if state.st_size != entry["bytes"]:
+        return False
+    return state.st_mtime_ns == entry.get("modified") or sha256(result) == entry.get("sha256")
 
 
 def pixel_count(path: Path) -> int:

@@ -33,7 +33,17 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
 
-__all__ = ["SUFFIXES", "Photo", "read_photo", "read_rgb", "to_8_bits", "write_photo"]
+__all__ = [
+    "SUFFIXES",
+    "Photo",
+    "kept_info",
+    "orientation_of",
+    "read_photo",
+    "read_rgb",
+    "to_8_bits",
+    "upright",
+    "write_photo",
+]
 
 SUFFIXES = {
     ".jpg": "JPEG",
@@ -213,7 +223,26 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: damaged or truncated ({error})") from None
 
 
-def _orientation(image: Image.Image) -> int:
+def kept_info(image: Image.Image) -> dict[str, Any]:
+    """What the `info` of a PIL image should say of its restored, upright copy: profile, resolution, EXIF, XMP.
+
+    Args:
+        image: The given image, before its pixels are loaded: decoding a TIFF turns it and forgets how it was.
+
+    Returns:
+        `icc_profile` (not of CMYK, which becomes sRGB), `dpi`, and `exif` and `xmp` with the orientation reset; only
+        what there is.
+    """
+    kept = {key: image.info.get(key) for key in ("icc_profile", "dpi")}
+    if image.mode == "CMYK":
+        kept["icc_profile"] = None
+    with contextlib.suppress(Exception):  # Pillow raises what it likes on a damaged block
+        kept |= {"exif": _exif(image), "xmp": _xmp(image)}
+    return {key: value for key, value in kept.items() if value}
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a damaged block: take the pixels as they are
@@ -221,7 +250,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turns (H, W, ...) as the EXIF orientation 1 to 8 says; a view."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
@@ -234,7 +263,7 @@ def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, bool]:
     """Decodes into upright RGB (H, W, 3), alpha (H, W) or None, and whether it is grey."""
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     deep = not image.mode.startswith("I;16") and _samples_of_16_bits(image, path)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16") or deep == "grey"
     if image.mode in ("I", "F"):
@@ -244,15 +273,15 @@ def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] 
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         decoded = _whole_jpeg(path)
         if decoded is not None:
-            return _upright(decoded, orientation), None, grey
+            return upright(decoded, orientation), None, grey
     if deep:
         image.load()  # Pillow notices a truncated file, OpenCV does not
         pixels = _read_16_bits(path)
     else:
         image.load()
-        orientation = _orientation(image)  # Pillow turns a TIFF while it decodes
+        orientation = orientation_of(image)  # Pillow turns a TIFF while it decodes
         pixels = _read_with_pillow(image)
-    pixels = _upright(pixels, orientation)
+    pixels = upright(pixels, orientation)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
     return np.ascontiguousarray(pixels[..., :3]), alpha, grey
 

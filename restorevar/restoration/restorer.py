@@ -14,6 +14,7 @@ from torch import Tensor
 
 from restorevar.errors import UserError
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
+from restorevar.restoration.photo import kept_info, orientation_of, upright
 from restorevar.restoration.tiling import MIN_GLOBAL_CHANGE, GlobalChange, measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
@@ -220,9 +221,9 @@ def restore_photo(
 
     Args:
         model: The model.
-        photo: A PIL image (a palette or CMYK comes back as RGB); an array (H, W), (H, W, 1), (H, W, 3), or with alpha
-            (H, W, 2) or (H, W, 4), of uint8, uint16 or floating point in [0, 1]; a tensor (3, H, W) or (B, 3, H, W) of
-            uint8 or floating point in [0, 1]. Alpha is left as it is.
+        photo: A PIL image (it comes back upright, a palette or CMYK as RGB); an array (H, W), (H, W, 1), (H, W, 3), or
+            with alpha (H, W, 2) or (H, W, 4), of uint8, uint16 or floating point in [0, 1]; a tensor (3, H, W) or
+            (B, 3, H, W) of uint8 or floating point in [0, 1]. Alpha is left as it is.
         tile: See :class:`Restorer`, as for all that follow.
         overlap: Cross-fade in pixels.
         fidelity: Weight of the detail path.
@@ -232,7 +233,10 @@ def restore_photo(
         progress: Called now and then with the share of the photo that was just done.
 
     Returns:
-        A photo of the same kind, type and size.
+        A photo of the same kind, type and size. Of a PIL image the EXIF orientation was applied, so its size is that of
+        the upright photo; `info` holds the ICC profile, resolution, EXIF (orientation 1) and XMP. Pillow stores most
+        of that only if told to: ``restored.save("photo.jpg", exif=restored.getexif(),
+        icc_profile=restored.info.get("icc_profile"))``.
 
     Raises:
         UserError: If the photo or an option is wrong.
@@ -262,15 +266,21 @@ def _restore_image(restorer: Restorer, image: Image.Image, progress: Progress) -
     mode = image.mode
     if mode in ("I", "F", "LAB", "HSV"):
         raise UserError(f"PIL image of mode {mode}; expected grey, RGB, palette or CMYK of 8 bits, or 16-bit grey")
-    if mode.startswith("I;16"):
-        return Image.fromarray(_restore_array(restorer, np.asarray(image).astype(np.uint16), progress))
+    info = kept_info(image)
+    image.load()  # turns a TIFF
+    orientation = orientation_of(image)
     if mode == "1":
         image = image.convert("L")
     elif mode in ("La", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("LA" if mode in ("L", "La") else "RGBA")
-    elif mode not in ("L", "LA", "RGB", "RGBA"):
+    elif mode not in ("L", "LA", "RGB", "RGBA") and not mode.startswith("I;16"):
         image = image.convert("RGB")
-    return Image.fromarray(_restore_array(restorer, np.asarray(image), progress), mode=None)
+    pixels = upright(np.asarray(image), orientation)
+    if mode.startswith("I;16"):
+        pixels = pixels.astype(np.uint16)
+    restored = Image.fromarray(_restore_array(restorer, np.ascontiguousarray(pixels), progress))
+    restored.info.update(info)
+    return restored
 
 
 def _restore_array(restorer: Restorer, array: NDArray[Any], progress: Progress) -> NDArray[Any]:

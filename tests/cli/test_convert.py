@@ -98,6 +98,24 @@ def test_faulty_weights_leave_nothing(fault: str, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--refiner-heads", 0], "refiner heads is 0; expected whole numbers from 1"),
+        (["--refiner-heads", 3, "--scales", "1,2,8"], "var.safetensors: weight 'lvl_embed.weight' has shape (6, 128)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line(
+    words: list, told: str, published: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--tokenizer", published[0], "--transformer", published[1], "--output", tmp_path / "out")
+    assert run(*files, "--scales", SCALES, *words) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_model_without_a_published_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.models.small import CONVOLUTION_REFINER
 

@@ -72,11 +72,32 @@ def test_contact_sheet(photos, tmp_path):
     assert sorted(path.name for path in sheet.parent.iterdir()) == ["all.png"]
 
 
+def test_a_severity_that_is_no_number_names_the_range(photos, capsys):
+    assert main(["degrade", str(photos), "--kind", "haze", "--severity", "nan", "--output", "out"]) == 2
+    assert "severity: got 'nan'; expected float, 0 (nothing) to 1\n" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_a_photo(photos, tmp_path, monkeypatch, caplog, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("restorevar.restoration.photo._write_8", full)
+    words = ["degrade", str(photos), "--kind", "rain", "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    errors = [message for message in caplog.messages if message.startswith("error: ")]
+    assert len(errors) == 2
+    assert all("No space left" in error and str(photos) in error for error in errors)
+    assert main(["degrade", str(photos), "--contact-sheet", str(tmp_path / "sheet.png")]) == 2
+    assert "sheet.png cannot be written (No space left on device)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--kind", "fog", "--output", "out"], "unknown degradation 'fog'"),
         (["--kind", "haze", "--severity", "2", "--output", "out"], "--severity is 2"),
+        (["--kind", "os.getcwd", "--output", "out"], "'os.getcwd' takes ()"),
+        (["--contact-sheet", "photos/a.png", "--overwrite"], "photos/a.png is one of the photos given"),
         (["--kind", "haze", "--seed", "-1", "--output", "out"], "--seed is -1"),
         (["--output", "out"], "--kind is missing"),
         (["--kind", "haze"], "nothing to write"),

@@ -84,6 +84,19 @@ def test_pack_and_index(lol, capsys):
     assert "15 samples in 1 shards" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fault", ["missing", "damaged"])
+def test_pack_names_the_row_of_a_bad_file_and_leaves_nothing(lol, capsys, fault):
+    manifest, bad = lol / "lol.json", lol / "eval15" / "low" / "012.png"
+    assert main(["manifest", "build", str(lol), "--layout", "lol_v1_test", "--output", str(manifest), "--quick"]) == 0
+    if fault == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(bad.read_bytes()[:200])
+    assert main(["manifest", "pack", str(manifest), "--output", str(lol / "shards")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {manifest}, row 13: {bad}")
+    assert not (lol / "shards").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -94,6 +107,7 @@ def test_pack_and_index(lol, capsys):
         (["build", "nowhere", "--layout", "lol_v1_test", "--output", "m.json"], "nowhere: no such folder"),
         (["check", "none.json"], "none.json: no such file"),
         (["pack", "none.json", "--output", "shards"], "none.json: no such file"),
+        (["pack", "LOL", "--output", "shards", "--shard-megabytes", "0"], "a shard of 0 megabytes"),
         (["index", "LOL"], "no .tar file"),
     ],
 )

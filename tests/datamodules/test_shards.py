@@ -41,6 +41,15 @@ def test_collections_larger_than_a_shard_are_split(pairs, tmp_path, monkeypatch)
         write_shards(ROWS, pairs, tmp_path / "shards")
 
 
+def test_a_bad_file_leaves_no_shards_behind(pairs, tmp_path):
+    (pairs / "target" / "004.png").unlink()
+    for folder in (tmp_path / "shards", tmp_path):
+        with pytest.raises(UserError, match=r"004\.png: no such file"):
+            write_shards(ROWS, pairs, folder, shard_megabytes=0.02)
+        assert not list(tmp_path.rglob("*.tar"))
+        assert not (tmp_path / "shards").exists()
+
+
 def test_clean_photos_are_degraded_on_the_fly(photos, tmp_path):
     write_shards([Row(str(path), "", "clean", "P") for path in sorted(photos.iterdir())], photos, tmp_path / "shards")
     collection = Shards("shards", {"haze": 1.0}, (0.2, 0.4)).collect(tmp_path)

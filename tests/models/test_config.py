@@ -66,6 +66,23 @@ def test_parts_that_do_not_fit() -> None:
         RestoreVARConfig(scales=(2, 1))
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"transformer": TransformerConfig(heads=0)}, "transformer heads is 0; expected whole numbers from 1"),
+        ({"transformer": TransformerConfig(depth=2.5)}, r"transformer depth is 2\.5"),  # type: ignore[arg-type]
+        ({"refiner": RefinerConfig(width=16, heads=-2)}, "refiner heads is -2"),
+        ({"tokenizer": TokenizerConfig(norm_groups=0)}, "tokenizer norm_groups is 0"),
+        ({"tokenizer": TokenizerConfig(channel_multipliers=(1, 0))}, r"channel_multipliers is \(1, 0\)"),
+        ({"detail": DetailConfig(width=0)}, "detail width is 0"),
+        ({"detail": DetailConfig(finest_level=-1)}, "finest_level is -1; expected whole numbers from 0"),
+    ],
+)
+def test_sizes_that_are_not_positive(part: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        small_config(**part)
+
+
 def test_configs_do_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         small_config().scales = (1,)  # type: ignore[misc]

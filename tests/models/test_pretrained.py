@@ -159,3 +159,25 @@ class TestErrors:
             find_folder(tmp_path)
         with pytest.raises(UserError, match="no model"):
             find_folder(tmp_path / "gone")
+
+    @pytest.mark.parametrize("name", ["models/mine", "runs/mine", "own/mine"])
+    def test_a_missing_local_folder_is_never_fetched(
+        self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder.parent)
+        (folder.parent / "own").mkdir()
+        folder.rename(folder.parent / "own" / "first")
+        monkeypatch.setattr("restorevar.models.pretrained._download", lambda hub_id: pytest.fail(hub_id))
+        there = "model folders in own: first" if name.startswith("own") else "there is no folder"
+        with pytest.raises(UserError, match=rf"no model '{name}' \({there}.*expected a model folder"):
+            find_folder(name)
+
+
+def test_a_hub_id_is_fetched_and_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: str(folder))
+    with caplog.at_level("INFO", "restorevar"):
+        assert find_folder("somebody/theirs") == folder
+    assert "fetching somebody/theirs from the Hugging Face hub" in caplog.messages

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -142,6 +143,21 @@ def test_a_file_that_is_not_ours_is_kept(tmp_path):
     assert other.read_bytes() != content
     other.write_bytes(content + b"edited")
     assert run([photo], tmp_path / "out", made_by={"model": "b"})[0].errors
+
+
+def test_an_edited_result_of_the_same_size_is_kept(tmp_path):
+    photo = save(tmp_path / "photos/a.png")
+    result = tmp_path / "out/a.png"
+    run([photo], tmp_path / "out")
+    content = result.read_bytes()
+    os.utime(result, ns=(1, 1))  # as a copied folder has it
+    assert run([photo], tmp_path / "out")[0].skipped == 1
+    edited = content[:-1] + bytes([content[-1] ^ 1])
+    result.write_bytes(edited)
+    for made_by in ({"model": "a"}, {"model": "b"}):
+        assert "no longer" in run([photo], tmp_path / "out", made_by=made_by)[0].errors[0]
+    assert result.read_bytes() == edited
+    assert run([photo], tmp_path / "out", overwrite=True)[0].restored == 1
 
 
 def test_deleting_the_record_loses_nothing(tmp_path):

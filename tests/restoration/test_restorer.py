@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from restorevar.errors import UserError
 from restorevar.restoration.restorer import Restorer, restore_photo
@@ -32,6 +32,29 @@ def test_an_image_comes_back_as_an_image_of_its_size_and_kind(mode, height, widt
     assert restored.size == image.size
     reference = image if mode == "I;16" else image.convert(expected)
     np.testing.assert_array_equal(np.asarray(restored), np.asarray(reference))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", ""])
+def test_an_image_comes_back_upright_with_its_profile_and_exif(tmp_path, suffix, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "Maker"
+    if suffix:
+        image.save(tmp_path / f"a.{suffix}", exif=exif.tobytes(), icc_profile=b"profile", dpi=(300, 300))
+        image = Image.open(tmp_path / f"a.{suffix}")
+        expected = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{suffix}"))
+    else:  # never was a file
+        image.info |= {"exif": exif.tobytes(), "icc_profile": b"profile"}
+        expected = ImageOps.exif_transpose(image)
+    restored = restore_photo(StubModel(), image)
+    assert restored.size == ((30, 50) if orientation == 6 else (50, 30))
+    np.testing.assert_array_equal(np.asarray(restored), np.asarray(expected))
+    restored.save(tmp_path / "b.jpg", exif=restored.getexif(), icc_profile=restored.info["icc_profile"])
+    for carrier in (restored, Image.open(tmp_path / "b.jpg")):
+        assert carrier.info["icc_profile"] == b"profile"
+        assert carrier.getexif()[ExifTags.Base.Orientation] == 1
+        assert carrier.getexif()[ExifTags.Base.Make] == "Maker"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])

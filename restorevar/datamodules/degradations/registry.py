@@ -1,5 +1,7 @@
 """The degradations by name, and the one call that applies them."""
 
+import contextlib
+import inspect
 from importlib import import_module
 
 import numpy as np
@@ -30,7 +32,7 @@ def get_degradation(name: str) -> DegradationFunction:
         name: One of ``KINDS``, or the import path of a function of your own, such as ``my_package.dust.dust``.
 
     Raises:
-        UserError: There is no such degradation.
+        UserError: There is no such degradation, or it cannot be called with a view and a severity.
     """
     if "." not in name and name not in _TABLE:
         raise UserError(
@@ -44,6 +46,14 @@ def get_degradation(name: str) -> DegradationFunction:
         raise UserError(f"cannot import the degradation {name!r}: {error}; is its package installed?") from error
     if isinstance(function, type) or not callable(function):
         raise UserError(f"{name!r} is a {type(function).__name__}; expected a function of a view and a severity")
+    if name not in _TABLE:
+        with contextlib.suppress(ValueError):  # some functions written in C tell nothing of their parameters
+            signature = inspect.signature(function)
+            try:
+                signature.bind(None, 0.5)
+            except TypeError as error:
+                found = f"{name!r} takes {signature}"
+                raise UserError(f"{found}; expected a function of a view and a severity") from error
     return function
 
 
@@ -89,6 +99,9 @@ def degrade(
         if depth.shape != (height, width):
             raise UserError(f"the depth map is {depth.shape}; expected the photo's {(height, width)}")
     function: DegradationFunction = get_degradation(kind) if isinstance(kind, str) else kind
-    image, parameters = function(View(photo, window, int(seed), depth), float(severity))
+    result = function(View(photo, window, int(seed), depth), float(severity))
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise UserError(f"degradation {kind!r} returned a {type(result).__name__}; expected (image, parameters)")
+    image, parameters = result
     used = {"kind": kind if isinstance(kind, str) else kind.__name__, "severity": float(severity), "seed": int(seed)}
     return to_uint8(image), {**used, **parameters}

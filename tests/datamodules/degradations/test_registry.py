@@ -103,6 +103,7 @@ def test_a_function_and_an_import_path_do_the_same_as_the_name(photos):
         ("no_such_package.fog", "no_such_package"),
         ("restorevar.datamodules.degradations.rain.fog", "fog"),
         ("restorevar.errors.UserError", "expected a function"),
+        ("os.getcwd", r"'os\.getcwd' takes \(\); expected a function of a view and a severity"),
         (".fog", "cannot import"),
     ],
 )
@@ -114,6 +115,7 @@ def test_unknown_names_are_explained(name, told):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
+        ({"kind": "operator.is_"}, "returned a bool; expected"),
         ({"severity": 1.5}, "severity"),
         ({"severity": float("nan")}, "severity"),
         ({"severity": "much"}, "severity"),
