@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +33,7 @@ from torch import Tensor
 
 import restorevar
 from restorevar import RestoreVAR
+from restorevar.benchmarking.exchange import Parts, Variant, at_size_of
 from restorevar.datamodules import FixedDegradations
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.kinds import CLEAN_KIND
@@ -53,60 +52,6 @@ KINDS = ("haze", "rain", "snow", "low_light", "motion_blur")
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FULL, ANOTHER, ZERO = "fidelity 1", "fidelity 1, latent of another photo", "fidelity 1, latent zeroed"
 REGRESSION = "regression network"
-TILES_KEPT = 64
-
-
-class Parts:
-    """The model up to the latent, tile by tile. Results are kept for a while: all rows need them.
-
-    Args:
-        model: A whole model.
-    """
-
-    def __init__(self, model: RestoreVAR) -> None:
-        self.model = model
-        self._found: dict[bytes, tuple[Tensor, list[Tensor]]] = {}
-
-    def __call__(self, tile: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Refined latent (1, Z, h, w) and encoder features of a degraded tile (1, 3, H, W) in [-1, 1]."""
-        key = hashlib.sha256(tile.cpu().contiguous().numpy()).digest()
-        if key not in self._found:
-            features, pyramid = self.model.tokenizer.encoder.features(self.model.prepared(tile))
-            if len(self._found) == TILES_KEPT:
-                del self._found[next(iter(self._found))]
-            self._found[key] = self.model.refine(self.model.roll_out(features), features), pyramid
-        return self._found[key]
-
-
-@dataclass
-class Variant:
-    """A model whose latent is exchanged before it is decoded, in the shape that `Restorer` wants.
-
-    Attributes:
-        parts: The model.
-        exchange: Own latent to the one to decode, both (1, Z, h, w).
-    """
-
-    parts: Parts
-    exchange: Callable[[Tensor], Tensor] = lambda latent: latent
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of a tile."""
-        return self.parts.model.image_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.parts.model.device
-
-    def generate(self, degraded: Tensor, fidelity: float | None = None) -> Any:
-        """(B, 3, H, W) in [-1, 1] to an object with `image`, the same in [0, 1]."""
-        images = []
-        for tile in degraded.split(1):
-            latent, pyramid = self.parts(tile)
-            images.append(self.parts.model.decode(self.exchange(latent), pyramid, fidelity or 0.0))
-        return SimpleNamespace(image=(torch.cat(images).float() + 1) / 2)
 
 
 @dataclass
@@ -152,10 +97,8 @@ class Bench:
             degraded: (H, W, 3).
             another: A degraded photo of the same kind; resized where its size differs.
         """
-        if another.shape != degraded.shape:
-            another = np.asarray(cv2.resize(another, degraded.shape[1::-1], interpolation=cv2.INTER_AREA), np.uint8)
         self._latents.clear()
-        self._listen.restore(another)
+        self._listen.restore(at_size_of(degraded, another))
         restored = {name: restorer.restore(degraded) for name, restorer in self._rows.items()}
         assert not self._latents  # as many tiles in both photos
         return restored

@@ -1,1 +1,1 @@
-"""Speed, memory and cost of models: what ``restorevar benchmark`` measures."""
+"""Speed, memory and cost of models, which ``restorevar benchmark`` measures, and what their parts give."""

@@ -6,14 +6,18 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from restorevar.cli.restore import DEFAULT_MODEL, choose_precision, find_model, restore
+from restorevar.cli.restore import DEFAULT_MODEL, choose_device, choose_precision, find_model, load_model, restore
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
+
+if TYPE_CHECKING:
+    from restorevar.models import RestoreVAR
 
 __all__ = ["DemoScore", "demo"]
 
@@ -37,7 +41,8 @@ class DemoScore:
         restored_psnr: dB of the restored photo.
         degraded_ssim: SSIM of the degraded photo.
         restored_ssim: SSIM of the restored photo.
-        other_psnr: dB of what the model makes of ANOTHER photo's condition, against this clean photo.
+        other_psnr: dB of the same model given ANOTHER degraded photo's condition, against this clean photo: tokens and
+            latent come from the other photo, and only the detail path, if there is one, sees the right one.
     """
 
     photo: str
@@ -94,7 +99,8 @@ def demo(
     if code := restore_folder(output / "degraded", output / "restored", model):
         return code
     log.info("%d photos restored in %.0f s", len(KINDS) * len(PHOTOS), time.monotonic() - started)
-    scores = [score(name, path, kind, output) for kind in KINDS for name, path in clean.items()]
+    network = load_network(model)
+    scores = [score(name, path, kind, output, network) for kind in KINDS for name, path in clean.items()]
     with atomic_write(output / "scores.json") as temporary:
         temporary.write_text(json.dumps([asdict(entry) for entry in scores], indent=1) + "\n", encoding="utf-8")
     write_picture(scores, clean, output)
@@ -151,24 +157,30 @@ def restore_folder(degraded: Path, restored: Path, model: str) -> int:
     return restore([degraded], output=restored, model=model, overwrite=True) or 0
 
 
-def score(name: str, clean_path: Path, kind: str, output: Path) -> DemoScore:
-    """Scores one restored photo, and the restoration of another photo in its place.
+def load_network(model: str) -> "RestoreVAR":
+    """The model as `restorevar restore` uses it by default."""
+    device = choose_device("auto")
+    return load_model(model)[0].set_precision(choose_precision("auto", device)).to(device)
+
+
+def score(name: str, clean_path: Path, kind: str, output: Path, model: "RestoreVAR") -> DemoScore:
+    """Scores one restored photo, and what the model makes of it with another photo's condition.
 
     Args:
         name: The photo.
         clean_path: Its clean file.
         kind: Kind of degradation.
         output: The demo's folder.
+        model: The model that restored it.
     """
+    from restorevar.benchmarking.exchange import restore_with_latent_of
     from restorevar.restoration.photo import read_rgb
 
     clean = read_rgb(clean_path)
     degraded, restored = (read_rgb(output / part / kind / f"{name}.png") for part in ("degraded", "restored"))
     other = next(Path(photo).stem for photo in PHOTOS if Path(photo).stem != name)
-    replaced = Image.fromarray(read_rgb(output / "restored" / kind / f"{other}.png"))
-    replaced = replaced.resize((clean.shape[1], clean.shape[0]), Image.Resampling.LANCZOS)
-    before, after = compare(degraded, clean), compare(restored, clean)
-    wrong = compare(np.asarray(replaced), clean)
+    exchanged = restore_with_latent_of(model, degraded, read_rgb(output / "degraded" / kind / f"{other}.png"))
+    before, after, wrong = (compare(photo, clean) for photo in (degraded, restored, exchanged))
     return DemoScore(name, kind, before[0], after[0], before[1], after[1], wrong[0])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -57,8 +58,26 @@ VERBS = {
 }
 
 
-class ShortErrorParser(ShortErrors, LightningArgumentParser):
-    """Lightning's parser with one-line errors."""
+class StageParser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser with one-line errors, in which a later file's list replaces an earlier one's.
+
+    jsonargparse (4.53) merges lists of equal length item by item: a data source would inherit what the earlier file's
+    source in its place was told.
+    """
+
+    def _apply_actions(self, cfg: Any, parent_key: str = "", prev_cfg: Any = None, skip_fn: Any = None) -> Any:
+        if prev_cfg and isinstance(cfg, dict):  # as read from a file
+            prev_cfg = prev_cfg.clone()
+            _forget_lists(prev_cfg, cfg)
+        return super()._apply_actions(cfg, parent_key, prev_cfg, skip_fn)
+
+
+def _forget_lists(previous: Namespace, given: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if isinstance(value, list):
+            previous.pop(key, None)
+        elif isinstance(value, dict) and isinstance(inner := previous.get(key), Namespace):
+            _forget_lists(inner, value)
 
 
 class RestoreVARCLI(LightningCLI):
@@ -76,7 +95,7 @@ class RestoreVARCLI(LightningCLI):
             model_class=LightningModule,
             datamodule_class=RestorationDataModule,
             subclass_mode_model=True,
-            parser_class=ShortErrorParser,
+            parser_class=StageParser,
             # an abbreviated option is a misspelt one
             parser_kwargs={"prog": "restorevar", "allow_abbrev": False, **{v: {"allow_abbrev": False} for v in VERBS}},
             save_config_kwargs={"overwrite": True},

@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 RECORD = "inputs.json"
 HOW_NOT_WHAT = ("trainer.", "export.", "acceleration.")
 """Settings that an interrupted stage may be resumed with after a change."""
+SECTIONS = ("model", "data", "trainer", "export", "total_batch", "acceleration")
+"""First words of settings that are no stage's name."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def pipeline(
     for file in overlay or []:
         if not file.is_file():
             raise UserError(f"no overlay file '{file}'")
+    _check_owners(overrides or [], [stage.name for stage in stages])
     arguments = {stage.name: stage_arguments(stage, root, overlay or [], overrides or [], stages) for stage in stages}
     configs = {stage.name: check_stage(stage, arguments[stage.name]) for stage in stages}
     previous: Path | None = None
@@ -75,9 +79,15 @@ def pipeline(
         if _is_finished(folder, inputs):
             log.info("%s: finished before, skipped", title)
         else:
-            _prepare(folder, inputs, title)
+            is_fresh = _prepare(folder, inputs, title)
             started_from = [] if previous is None else [f"--model.init_args.initial_model={previous}"]
-            code = run_stage(["fit", *arguments[stage.name], *started_from], configs[stage.name])
+            try:
+                code = run_stage(["fit", *arguments[stage.name], *started_from], configs[stage.name])
+            except UserError:
+                _discard_refused(folder, is_fresh)
+                raise
+            if code == 2:  # the same, in a process of its own
+                _discard_refused(folder, is_fresh)
             if code:
                 return code
             if not _is_complete(folder / "model"):
@@ -131,6 +141,17 @@ def _check_keys(path: Path, content: dict[str, Any], known: Sequence[str]) -> No
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
             raise UserError(f"{path}: unknown setting '{key}' - {hint}")
+
+
+def _check_owners(overrides: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses a misspelt stage's name, which would otherwise be corrected to a setting of all stages."""
+    for word in overrides:
+        owner, dot, rest = word.removeprefix("--").partition(".")
+        if word.startswith("--") and dot and owner not in names:
+            near = difflib.get_close_matches(owner, [*SECTIONS, *names], 1, 0.7)
+            if near and near[0] in names:
+                name = rest.partition("=")[0]
+                raise UserError(f"unknown setting '--{owner}.{name}' - did you mean '--{near[0]}.{name}'?")
 
 
 def stage_arguments(
@@ -255,8 +276,8 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(inputs))
 
 
-def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
-    """Decides between a fresh start and a resume, and notes the inputs."""
+def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> bool:
+    """Decides between a fresh start and a resume, notes the inputs, and says whether the folder is new."""
     record, inputs = _read_record(folder), _plain(inputs)
     if record is None and (folder / "checkpoints").exists():
         log.info("%s: the folder holds a run of unknown settings, now in %s", title, _set_aside(folder))
@@ -268,7 +289,10 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
         )
         if record["initial_weights"] != inputs["initial_weights"]:
             changed.insert(0, "the stage before")
-        if any(not name.startswith(HOW_NOT_WHAT) for name in changed):
+        if not _is_worth_keeping(folder):
+            log.info("%s: begun again", title)
+            shutil.rmtree(folder)
+        elif any(not name.startswith(HOW_NOT_WHAT) for name in changed):
             reason = ", ".join(changed[:3])
             log.info("%s: made anew, as %s changed; the old run is now %s", title, reason, _set_aside(folder))
         elif (folder / "checkpoints" / "last.ckpt").exists():
@@ -277,12 +301,25 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> None:
             log.info("%s: begun again", title)
     else:
         log.info("%s: started", title)
+    is_fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _record(folder, inputs, finished=False)
+    return is_fresh
+
+
+def _is_worth_keeping(folder: Path) -> bool:
+    """Whether a run has come to a checkpoint or an export."""
+    return any((folder / "checkpoints").glob("*")) or (folder / "model").exists()
+
+
+def _discard_refused(folder: Path, is_fresh: bool) -> None:
+    """Removes the new folder of a stage that was refused before it did anything."""
+    if is_fresh and not _is_worth_keeping(folder):
+        shutil.rmtree(folder)
 
 
 def _set_aside(folder: Path) -> Path:
-    """Renames a run's folder to the first free ``<name>.before<n>``; nothing is ever deleted."""
+    """Renames a run's folder to the first free ``<name>.before<n>``; nothing trained is ever deleted."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.before{number}")).exists():
         number += 1

@@ -1,5 +1,6 @@
 """Stage 2: the scale-wise transformer, by cross-entropy under teacher forcing."""
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from restorevar.modules.base import StageModule, grow, load_initial, scale_accur
 from restorevar.optimization import Schedule
 
 __all__ = ["TransformerModule", "token_weights"]
+
+log = logging.getLogger(__name__)
 
 Weighting = Literal["tokens", "inverse_side", "scales"]
 
@@ -97,6 +100,11 @@ class TransformerModule(StageModule):
             if not model.transformer.config.local_condition:
                 raise UserError("model.copy_start needs model.transformer.local_condition; set it to true")
             initialize_as_copy(model.tokenizer, model.transformer)
+        if is_new and self.initial_weights is None and model.transformer.config.gain_init == 0:
+            log.warning(
+                "the transformer starts from scratch with gain_init 0, which starves the condition of gradient: set"
+                " model.transformer.gain_init to 1.0, or model.initial_weights to VAR's var_d16.pth"
+            )
         weights = token_weights(model.scales, self.scale_weighting)
         self.register_buffer("token_weights", weights, persistent=False)
         return model

@@ -146,3 +146,30 @@ def test_validate_scores_a_checkpoint(words, tmp_path, capsys):
     assert main(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
     assert main(["validate", *run, f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]) == 0
     assert "val/psnr_haze" in capsys.readouterr().out
+
+
+def test_a_later_files_list_replaces_the_earlier_one(words, tmp_path):
+    overlay = {
+        "data": {"val": [{"class_path": "FixedDegradations", "init_args": {"folders": ["mine"]}}]},
+        "trainer": {"callbacks": [{"class_path": "restorevar.callbacks.NewestCheckpoint"}]},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(overlay))
+    config = read_config(["fit", *words, "--config", str(tmp_path / "mine.yaml")])
+    (source,) = config["data"]["val"]
+    assert source["class_path"] == "restorevar.datamodules.FixedDegradations"
+    assert source["init_args"]["folders"] == ["mine"]
+    assert source["init_args"]["limit"] is None  # common.yaml's source has 1
+    assert len(source["init_args"]["kinds"]) > 1
+    assert config["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] is None
+    # what is no list is merged as before, and + adds
+    assert config["data"]["batch_size"] == 2
+    assert config["model"]["init_args"]["transformer"]["depth"] == 2
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: restorevar.callbacks.ImageGrids}]}\n"
+        "model: {class_path: restorevar.modules.TransformerModule, init_args: {move_to_scales: [1, 2, 8]}}"
+    )
+    config = read_config(["fit", *words, "--config", str(tmp_path / "more.yaml")])
+    kept, added = config["trainer"]["callbacks"]
+    assert kept["init_args"]["every_n_steps"] == 1
+    assert added["class_path"].endswith("ImageGrids")
+    assert config["model"]["init_args"]["transformer"]["depth"] == 2

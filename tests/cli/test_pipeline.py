@@ -118,12 +118,36 @@ def test_a_run_of_unknown_settings_is_set_aside(run, files, capsys):
         (["--refiner.data.batch_siz=3"], "unknown setting '--data.batch_siz' - did you mean '--data.batch_size'?"),
         (["--trainer.max_stps", "3"], "did you mean '--trainer.max_steps'?"),
         (["--overlay", "nowhere.yaml"], "nowhere.yaml"),
+        (["--refinr.trainer.max_steps=3"], "'--refinr.trainer.max_steps' - did you mean '--refiner.trainer.max_steps'"),
+        (["--tranier.max_steps", "3"], "did you mean '--trainer.max_steps'?"),
     ],
 )
 def test_wrong_settings_of_any_stage_stop_before_the_first(options, message, files, tmp_path, capsys):
     assert main(["pipeline", "--config", str(files), "--output", str(tmp_path / "new"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_start_leaves_nothing_behind(run, files, tmp_path, capsys):
+    words = ["pipeline", "--config", str(files), "--output"]
+    assert main([*words, str(tmp_path / "new"), "--data.image_size=40"]) == 2
+    assert "data.image_size is 40 x 40, but the model's own size is 32 x 32" in capsys.readouterr().err
+    assert not (tmp_path / "new/tokenizer").exists()
+    # a later stage's folder, and no run that was there before
+    shutil.rmtree(run / "refiner")
+    assert main([*words, str(run), "--refiner.data.image_size=40"]) == 2
+    assert not (run / "refiner").exists()
+    assert main([*words, str(run), "--transformer.data.image_size=40"]) == 2
+    assert sorted(path.name for path in run.iterdir()) == ["tokenizer", "transformer.before1"]
+
+
+def test_a_stage_that_did_nothing_yet_is_not_kept(run, files, capsys):
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(run / "refiner" / name)
+    assert main(["pipeline", "--config", str(files), "--output", str(run), "--refiner.data.batch_size=3"]) == 0
+    assert "refiner: begun again" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == ["refiner", "tokenizer", "transformer"]
+    assert len(list((run / "refiner").glob("events.*"))) == 1
 
 
 class TestPipelineFile:

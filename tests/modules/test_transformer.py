@@ -49,6 +49,13 @@ def test_an_untrained_model_guesses(tiny_folders):
     assert float(loss) == pytest.approx(math.log(16), rel=0.05)
 
 
+def test_gains_of_0_from_scratch_are_warned_of(tiny_folders, caplog):
+    for folder, gain, warned in (("tokenizer", 1.0, False), ("transformer", 0.0, False), ("tokenizer", 0.0, True)):
+        sizes = dataclasses.replace(TRANSFORMER, gain_init=gain) if folder == "tokenizer" else None
+        TransformerModule(initial_model=str(tiny_folders[folder]), transformer=sizes).configure_model()
+        assert ("starves the condition" in caplog.text) is warned
+
+
 def test_only_the_transformer_learns(module, tiny_photos, tmp_path):
     before = snapshot(module.model)
     fit(module, tiny_photos, tmp_path)

@@ -1,0 +1,108 @@
+"""A model with its latent exchanged: how much of a restoration is the model's, and not the photo let through."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from restorevar.models import RestoreVAR
+from restorevar.restoration.restorer import Restorer
+
+__all__ = ["Parts", "Variant", "at_size_of", "restore_with_latent_of"]
+
+Pixels = NDArray[np.uint8]
+
+TILES_KEPT = 64
+
+
+def restore_with_latent_of(model: RestoreVAR, degraded: Pixels, another: Pixels) -> Pixels:
+    """Restores a photo with the latent of another one, tile by tile.
+
+    Encoder features, tokens and refined latent come from the other photo; the detail path, if the model has one, sees
+    the right one. Without a detail path the result is the other photo's restoration.
+
+    Args:
+        model: A whole model.
+        degraded: (H, W, 3).
+        another: Another degraded photo; resized where its size differs.
+
+    Returns:
+        (H, W, 3).
+    """
+    parts, latents = Parts(model), list[Tensor]()
+
+    def keep(latent: Tensor) -> Tensor:
+        latents.append(latent)
+        return latent
+
+    Restorer(Variant(parts, keep)).restore(at_size_of(degraded, another))
+    return Restorer(Variant(parts, lambda own: latents.pop(0))).restore(degraded)  # as many tiles, in the same order
+
+
+def at_size_of(photo: Pixels, another: Pixels) -> Pixels:
+    """``another`` (h, w, 3), resized to the height and width of ``photo``."""
+    if another.shape == photo.shape:
+        return another
+    return np.asarray(cv2.resize(another, photo.shape[1::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+class Parts:
+    """The model up to the latent, tile by tile. Results are kept for a while: all rows need them.
+
+    Args:
+        model: A whole model.
+    """
+
+    def __init__(self, model: RestoreVAR) -> None:
+        self.model = model
+        self._found: dict[bytes, tuple[Tensor, list[Tensor]]] = {}
+
+    def __call__(self, tile: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Refined latent (1, Z, h, w) and encoder features of a degraded tile (1, 3, H, W) in [-1, 1]."""
+        key = hashlib.sha256(tile.cpu().contiguous().numpy()).digest()
+        if key not in self._found:
+            features, pyramid = self.model.tokenizer.encoder.features(self.model.prepared(tile))
+            if len(self._found) == TILES_KEPT:
+                del self._found[next(iter(self._found))]
+            self._found[key] = self.model.refine(self.model.roll_out(features), features), pyramid
+        return self._found[key]
+
+
+@dataclass
+class Variant:
+    """A model whose latent is exchanged before it is decoded, in the shape that `Restorer` wants.
+
+    Attributes:
+        parts: The model.
+        exchange: Own latent to the one to decode, both (1, Z, h, w).
+    """
+
+    parts: Parts
+    exchange: Callable[[Tensor], Tensor] = lambda latent: latent
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a tile."""
+        return self.parts.model.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.parts.model.device
+
+    def generate(self, degraded: Tensor, fidelity: float | None = None) -> Any:
+        """(B, 3, H, W) in [-1, 1] to an object with `image`, the same in [0, 1]; fidelity as in the model."""
+        weight, images = self.parts.model.resolve_fidelity(fidelity), []
+        for tile in degraded.split(1):
+            latent, pyramid = self.parts(tile)
+            images.append(self.parts.model.decode(self.exchange(latent), pyramid, weight))
+        return SimpleNamespace(image=(torch.cat(images).float() + 1) / 2)
