@@ -18,7 +18,8 @@ class Fusion(nn.Module):
     """F(h, e): what to add to the decoder's features h, given the encoder's features e of the degraded photo.
 
     The branch ends in a convolution that starts at 0 and a gate that starts nearly shut, so that an untrained path
-    changes nothing.
+    changes nothing. Both inputs are scaled to a root mean square of 1 and the output back to that of h: features of
+    trained tokenizers differ tenfold in size, and the smaller ones would hardly be seen, the output hardly felt.
 
     Args:
         decoder_channels: Channels of h.
@@ -40,9 +41,16 @@ class Fusion(nn.Module):
 
     def forward(self, decoded: Tensor, encoded: Tensor) -> Tensor:
         """(B, decoder_channels, h, w) and (B, encoder_channels, h, w) -> (B, decoder_channels, h, w)."""
-        x = self.conv_in(torch.cat([decoded, encoded.to(decoded.dtype)], dim=1))
+        size = root_mean_square(decoded)
+        x = self.conv_in(torch.cat([decoded / size, (encoded / root_mean_square(encoded)).to(decoded.dtype)], dim=1))
         added, gate = self.conv_out(F.silu(self.blocks(x))).chunk(2, dim=1)
-        return added * gate.sigmoid()
+        return added * gate.sigmoid() * size
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Size of the features of each sample, (B, C, h, w) -> (B, 1, 1, 1), without gradient; never 0."""
+    size = x.detach().float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return size.clamp(min=1e-3).to(x.dtype)
 
 
 class DetailPath(nn.Module):
