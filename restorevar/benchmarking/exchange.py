@@ -68,7 +68,7 @@ class Parts:
 
     def __call__(self, tile: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Refined latent (1, Z, h, w) and encoder features of a degraded tile (1, 3, H, W) in [-1, 1]."""
-        key = hashlib.sha256(tile.cpu().contiguous().numpy()).digest()
+        key = hashlib.sha256(tile.cpu().contiguous().numpy().data).digest()
         if key not in self._found:
             features, pyramid = self.model.tokenizer.encoder.features(self.model.prepared(tile))
             if len(self._found) == TILES_KEPT:

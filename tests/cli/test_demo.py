@@ -48,7 +48,8 @@ def test_degrade_restore_score_and_picture(tiny_model_folder, small_photos, tmp_
         assert degraded.shape == restored.shape == clean.shape
         assert entry["restored_psnr"] == pytest.approx(compare(restored, clean)[0])
         assert entry["degraded_psnr"] == pytest.approx(compare(degraded, clean)[0])
-        assert entry["other_psnr"] != entry["restored_psnr"]
+    # an untrained model may make the same tokens of two photos, but not of all
+    assert any(entry["other_psnr"] != entry["restored_psnr"] for entry in scores)
     with Image.open(output / "before_after.png") as picture:
         assert picture.width > 6 * 160
         assert picture.height > 5 * 160
