@@ -122,7 +122,7 @@ class DetailConfig:
     Attributes:
         width: Channels inside each fusion block.
         blocks: Residual blocks inside each fusion block.
-        finest_level: First encoder level used, 0 being the level of the stem.
+        finest_level: First encoder level used, 0 being the level of the stem; from 1 on the decoded photo is not fused.
     """
 
     width: int = 64

@@ -224,10 +224,11 @@ class RestoreVAR(nn.Module):
         Returns:
             (B, 3, H, W).
         """
-        fuse = None
-        if self.detail is not None and not (isinstance(fidelity, float | int) and fidelity == 0):
-            fuse = self.detail.fuser(pyramid, fidelity)
-        return self.tokenizer.decode(latent, clamp=clamp, fuse=fuse)
+        if self.detail is None or (isinstance(fidelity, float | int) and fidelity == 0):
+            return self.tokenizer.decode(latent, clamp=clamp)
+        fuser = self.detail.fuser(pyramid, fidelity)
+        image = fuser.photo(self.tokenizer.decode(latent, clamp=False, fuse=fuser))
+        return image.clamp(-1, 1) if clamp else image
 
     def resolve_fidelity(self, fidelity: float | None) -> float:
         """Checks a fidelity; None is 1 with a detail path and 0 without one.

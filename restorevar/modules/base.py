@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBatch
 from restorevar.errors import UserError
 from restorevar.evaluation.metrics import ImageMetrics
+from restorevar.losses import ImageLoss
 from restorevar.models import DetailConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
 from restorevar.modules.latent_cache import LatentCache
 from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
@@ -255,6 +256,22 @@ class StageModule(L.LightningModule, ABC):
             tokens = quantizer.quantize(latent, scales).tokens
             teacher_input = quantizer.teacher_input(tokens, scales)
         return self.model.transformer(teacher_input, condition)[0], tokens
+
+    def image_loss(self, losses: Sequence[ImageLoss], decoded: Tensor, clean: Tensor) -> Tensor:
+        """Weighted sum of the terms, in float32, each logged as ``train/<name>``.
+
+        Args:
+            losses: The terms.
+            decoded: (B, 3, H, W), not clamped.
+            clean: (B, 3, H, W) in [-1, 1].
+        """
+        total = decoded.new_zeros((), dtype=torch.float32)
+        with torch.autocast(clean.device.type, enabled=False):
+            for term in losses:
+                value = term(decoded.float(), clean)
+                self.log(f"train/{term.name}", value, batch_size=len(clean))
+                total = total + term.weight * value
+        return total
 
     def log_accuracy(self, part: str, logits: Tensor, tokens: Tensor) -> None:
         """Logs the share of right tokens per scale as ``<part>/accuracy_scale_<k>``, k from 1."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from restorevar.datamodules.batch import RestorationBatch
 from restorevar.errors import UserError
+from restorevar.losses import ImageLoss
 from restorevar.models import RefinerConfig, RestoreVAR
 from restorevar.modules.base import StageModule, grow, load_initial
 from restorevar.optimization import Schedule
@@ -26,6 +27,8 @@ class RefinerModule(StageModule):
         initial_model: Model folder of stage 2 (or of stage 3, to go on).
         move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
         refiner: Sizes of the refiner to add; None trains the one that the model has.
+        losses: Terms of a loss between the decoded and the clean photo, added to that of the latent; None, as
+            published, has none.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
@@ -41,6 +44,7 @@ class RefinerModule(StageModule):
         initial_model: str | None = None,
         move_to_scales: tuple[int, ...] | None = None,
         refiner: RefinerConfig | None = None,
+        losses: list[ImageLoss] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
@@ -59,6 +63,7 @@ class RefinerModule(StageModule):
         )
         self.move_to_scales = move_to_scales
         self.refiner_config = refiner
+        self.losses = losses or []
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
@@ -85,10 +90,13 @@ class RefinerModule(StageModule):
         return F.l1_loss(refined, target), refined, roll_out.latent
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
-        """L1 to the clean latent; beside it, what the unrefined roll-out would score."""
+        """L1 to the clean latent, and the losses on the photo; beside it, what the unrefined roll-out would score."""
         self.check_batch(batch)
         condition, target = self.encode_pair(batch)
         loss, refined, latent = self._shared_step(condition, target)
+        if self.losses:
+            decoded = self.model.tokenizer.decode(refined, clamp=False)
+            loss = loss + self.image_loss(self.losses, decoded, batch["clean"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(refined))
         if self.is_logging_step():
             self.log("train/loss_unrefined", F.l1_loss(latent, target), batch_size=len(refined))

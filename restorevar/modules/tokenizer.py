@@ -138,12 +138,7 @@ class TokenizerModule(StageModule):
         else:
             latent, extra = self._quantized(images, batch, step)
         decoded = self.model.tokenizer.decode(latent, clamp=False)
-        loss = extra
-        with torch.autocast(images.device.type, enabled=False):
-            for term in self.losses:
-                value = term(decoded.float(), images)
-                self.log(f"train/{term.name}", value, batch_size=size)
-                loss = loss + term.weight * value
+        loss = extra + self.image_loss(self.losses, decoded, images)
         loss = loss + self._adversarial_loss(decoded, images, size)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         return {"loss": loss}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from restorevar.errors import UserError
-from restorevar.models import RestoreVAR
+from restorevar.models import DetailConfig, RestoreVAR
 from tests.models.small import DETAIL, photos, randomize, small_config, small_model
 
 
@@ -54,6 +54,18 @@ def test_gradients_reach_the_path() -> None:
     model.decode(latent, model.tokenizer.encoder.pyramid(degraded), 1.0, clamp=False).square().mean().backward()
     untouched = [name for name, p in model.detail.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
+
+
+@torch.no_grad()
+def test_the_decoded_photo_itself_is_fused_unless_the_finest_level_is_left_out() -> None:
+    model = small_model(detail=DETAIL)
+    assert model.detail is not None
+    degraded = photos(model)
+    pyramid, latent = model.tokenizer.encoder.pyramid(degraded), model.generate(degraded).refined_latent
+    whole = model.decode(latent, pyramid, 1.0)
+    model.detail.photo = None
+    assert not torch.equal(whole, model.decode(latent, pyramid, 1.0))
+    assert RestoreVAR(small_config(detail=DetailConfig(16, 1, finest_level=1))).detail.photo is None
 
 
 @pytest.mark.parametrize("fidelity", [-0.1, 1.1, float("nan")])
