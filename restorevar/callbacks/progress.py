@@ -142,6 +142,31 @@ class TrainingProgress(RichProgressBar):
                 self.speed(),
             )
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        super().on_test_start(trainer, pl_module)
+        self._rate = Rate()
+        self._logged = time.monotonic()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws, and writes a line if there is no terminal and it is time."""
+        now = time.monotonic()
+        self._rate.batch_end(now)
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self.is_disabled and trainer.is_global_zero and now - self._logged >= 60 * self.log_minutes:
+            self._logged = now
+            done, total = batch_idx + 1, int(trainer.num_test_batches[dataloader_idx])
+            left = self._rate.seconds_for(total - done, now)
+            logger.info("tested %d of %d%s", done, total, "" if left is None else f", {duration(left)} left")
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves validation out of the speed."""
         super().on_validation_start(trainer, pl_module)

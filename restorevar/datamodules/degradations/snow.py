@@ -31,9 +31,9 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     angle = math.radians(random.normal(0, 30))
     speed = random.uniform(0.0, 1.0) ** 2 * 3.5
     scale = random.uniform(0.8, 1.5)
-    largest = int(random.integers(2, len(_LAYERS) + 1))
+    largest = int(random.integers(3, len(_LAYERS) + 1))
     # fine snow is denser
-    density = severity * random.uniform(0.4, 1.6) * (2.0 if largest <= 3 else 1.0)
+    density = severity * random.uniform(0.6, 1.6) * (2.0 if largest <= 3 else 1.0)
     strength = min(1.0, severity**0.4 * random.uniform(0.6, 1.2))
     mist = severity * random.uniform(0.3, 1.1)
     blur = random.uniform(0.2, 0.45)
@@ -75,7 +75,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         if drawn is not None:
             if layer < 2:
                 # what is near has few of the far flakes before it
-                drawn *= np.minimum(depth + np.float32(0.2), 1)
+                drawn *= np.minimum(depth + np.float32(0.4), 1)
             clear *= 1 - np.minimum(drawn, 1)
     return veiled(image, np.full(3, brightness), clear), {
         "angle_degrees": math.degrees(angle),
