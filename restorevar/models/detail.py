@@ -33,11 +33,11 @@ class Fusion(nn.Module):
         groups = max(width // 16, 1)
         self.conv_in = nn.Conv2d(decoder_channels + encoder_channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width, width, groups) for _ in range(blocks)))
-        self.conv_out = nn.Conv2d(width, 2 * decoder_channels, 3, padding=1)
-        weight, bias = self.conv_out.parameters()
-        nn.init.zeros_(weight)
-        nn.init.zeros_(bias)
-        nn.init.constant_(bias[decoder_channels:], -1.0)
+        self.conv_out = nn.Conv2d(width, decoder_channels, 3, padding=1)
+        self.gate = nn.Conv2d(width, decoder_channels, 1)
+        for parameter in (*self.conv_out.parameters(), *self.gate.parameters()):
+            nn.init.zeros_(parameter)
+        nn.init.constant_(self.gate.bias, -1.0)
 
     def forward(self, decoded: Tensor, encoded: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
         """What to add, and what the next finer fusion goes on from.
@@ -56,8 +56,8 @@ class Fusion(nn.Module):
         if coarser is not None:
             x = x + F.interpolate(coarser, size=x.shape[2:], mode="nearest")
         x = self.blocks(x)
-        added, gate = self.conv_out(F.silu(x)).chunk(2, dim=1)
-        return added * gate.sigmoid() * size, x
+        active = F.silu(x)
+        return self.conv_out(active) * self.gate(active).sigmoid() * size, x
 
 
 def root_mean_square(x: Tensor) -> Tensor:

@@ -71,8 +71,12 @@ class Linear(nn.Linear):
 
 
 def _keeps_scores(query: Tensor, scores: int) -> bool:
-    """Whether plain products win: SDPA's CPU kernels reach a third of their rate, forwards and backwards."""
-    trains_on_cpu = query.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether plain products win: SDPA's CPU kernels reach a third of their rate, forwards and backwards.
+
+    Frozen parts of a training run count as training: under autocast there is no other fast path.
+    """
+    training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    trains_on_cpu = query.device.type == "cpu" and training and not torch.compiler.is_compiling()
     return trains_on_cpu and query.dtype == torch.bfloat16 and scores <= LARGEST_KEPT_HEAD
 
 
