@@ -120,13 +120,17 @@ class DetailConfig:
     """Detail path: features of the degraded photo fused into the decoder by gated residuals (ours, not the paper's).
 
     Attributes:
-        width: Channels inside each fusion block.
-        blocks: Residual blocks inside each fusion block.
-        finest_level: First encoder level used, 0 being the level of the stem; from 1 on the decoded photo is not fused.
+        width: Channels inside the fusions before the decoder's levels.
+        blocks: Residual blocks inside each of them.
+        photo_width: Channels inside the fusion into the decoded photo; 0 leaves the photo alone.
+        photo_blocks: Residual blocks inside it.
+        finest_level: First encoder level used, 0 being the level of the stem; the decoded photo needs 0.
     """
 
     width: int = 64
     blocks: int = 2
+    photo_width: int = 0
+    photo_blocks: int = 2
     finest_level: int = 0
 
 
@@ -234,7 +238,7 @@ def _check_positive(name: str, part: Any) -> None:
     """All sizes are whole numbers from 1 but for the index of a level."""
     for field in () if part is None else dataclasses.fields(part):
         value = getattr(part, field.name)
-        least = 0 if field.name == "finest_level" else 1
+        least = 0 if field.name in ("finest_level", "photo_width") else 1
         sizes = {"int": (value,), "tuple[int, ...]": value or (0,)}.get(str(field.type), ())
         if any(isinstance(size, bool) or not isinstance(size, int) or size < least for size in sizes):
             raise UserError(f"{name} {field.name} is {value}; expected whole numbers from {least}; change {field.name}")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restorevar.models.config import DetailConfig, TokenizerConfig
+from restorevar.models.initialization import cosine_sizes, low_cosines
 from restorevar.models.layers import ResidualBlock
 
 __all__ = ["DetailPath", "Fuser"]
@@ -33,31 +34,27 @@ class Fusion(nn.Module):
         groups = max(width // 16, 1)
         self.conv_in = nn.Conv2d(decoder_channels + encoder_channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width, width, groups) for _ in range(blocks)))
-        self.conv_out = nn.Conv2d(width, decoder_channels, 3, padding=1)
-        self.gate = nn.Conv2d(width, decoder_channels, 1)
-        for parameter in (*self.conv_out.parameters(), *self.gate.parameters()):
-            nn.init.zeros_(parameter)
-        nn.init.constant_(self.gate.bias, -1.0)
+        self.conv_out = nn.Conv2d(width, 2 * decoder_channels, 3, padding=1)
+        weight, bias = self.conv_out.parameters()
+        nn.init.zeros_(weight)
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias[decoder_channels:], -1.0)
 
-    def forward(self, decoded: Tensor, encoded: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What to add, and what the next finer fusion goes on from.
+    def forward(self, decoded: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """What to add, and the features that it was made of.
 
         Args:
             decoded: (B, decoder_channels, h, w).
             encoded: (B, encoder_channels, h, w).
-            coarser: (B, width, h / 2 or h, w / 2 or w) from the fusion before; None at the coarsest.
 
         Returns:
             (B, decoder_channels, h, w) and (B, width, h, w).
         """
-        dtype, size = self.conv_in.weight.dtype, root_mean_square(decoded)
-        pair = [(decoded / size).to(dtype), (encoded / root_mean_square(encoded)).to(dtype)]
-        x = self.conv_in(torch.cat(pair, dim=1))
-        if coarser is not None:
-            x = x + F.interpolate(coarser, size=x.shape[2:], mode="nearest")
+        size = root_mean_square(decoded)
+        x = self.conv_in(torch.cat([decoded / size, (encoded / root_mean_square(encoded)).to(decoded.dtype)], dim=1))
         x = self.blocks(x)
-        active = F.silu(x)
-        return self.conv_out(active) * self.gate(active).sigmoid() * size, x
+        added, gate = self.conv_out(F.silu(x)).chunk(2, dim=1)
+        return added * gate.sigmoid() * size, x
 
 
 def root_mean_square(x: Tensor) -> Tensor:
@@ -66,15 +63,87 @@ def root_mean_square(x: Tensor) -> Tensor:
     return size.clamp(min=1e-3).to(x.dtype)
 
 
+class PlainResidual(nn.Module):
+    """SiLU, 3x3 convolution, twice, plus the input; without a norm, which would take a photo's brightness away."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> (B, width, h, w)."""
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class PhotoFusion(nn.Module):
+    """F(h, e) for the decoded photo h and the degraded photo e, both in the stem's pixel blocks.
+
+    The blocks are turned into cosine coefficients of standard deviation 1, and what is added is made of coefficients,
+    too. Among pixels the errors of brightness, the largest and the least predictable, are in every gradient, and the
+    faint fine detail is neither seen nor learned: in pixels 100 steps gain 0.05 dB, in cosines 1 dB.
+
+    Args:
+        block: Side of a pixel block.
+        context: Channels of the finest level's fusion.
+        width: Channels inside.
+        blocks: Residual blocks inside.
+    """
+
+    patterns: Tensor
+    sizes: Tensor
+
+    def __init__(self, block: int, context: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.block = block
+        count = 3 * block**2
+        self.conv_in = nn.Conv2d(3 * count, width, 3, padding=1)
+        self.context = nn.Conv2d(context, width, 1)
+        self.blocks = nn.Sequential(*(PlainResidual(width) for _ in range(blocks)))
+        self.conv_out = nn.Conv2d(width, count, 3, padding=1)
+        self.gate = nn.Conv2d(width, count, 1)
+        for parameter in (*self.conv_out.parameters(), *self.gate.parameters()):
+            nn.init.zeros_(parameter)
+        self.rebuild_tables()
+
+    def rebuild_tables(self) -> None:
+        """Computes the cosines, which no file holds."""
+        count, device = 3 * self.block**2, self.conv_in.weight.device
+        patterns = low_cosines(self.block, count).flatten(1)[:, :, None, None]
+        self.register_buffer("patterns", patterns.to(device), persistent=False)
+        self.register_buffer("sizes", cosine_sizes(self.block, count)[:, None, None].to(device), persistent=False)
+
+    def forward(self, decoded: Tensor, degraded: Tensor, context: Tensor) -> Tensor:
+        """What to add to the decoded photo.
+
+        Args:
+            decoded: (B, 3 p^2, h, w) pixel blocks.
+            degraded: The same shape.
+            context: (B, context, h, w) features of the finest level's fusion.
+
+        Returns:
+            (B, 3 p^2, h, w) float32, pixel blocks.
+        """
+        dtype = self.conv_in.weight.dtype
+        with torch.autocast(decoded.device.type, enabled=False):
+            given, seen = (F.conv2d(blocks.float(), self.patterns) / self.sizes for blocks in (decoded, degraded))
+            x = torch.cat([given, seen, seen - given], dim=1).to(dtype)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last)) + self.context(context.to(dtype))
+        active = F.silu(self.blocks(x))
+        added = self.conv_out(active) * self.gate(active).sigmoid()
+        with torch.autocast(decoded.device.type, enabled=False):
+            return F.conv_transpose2d(added.float() * self.sizes, self.patterns)
+
+
 class DetailPath(nn.Module):
     """Fuses encoder features of the degraded photo into the decoder, h + w F(h, e), from coarse to fine.
 
-    Into the features before each of the decoder's levels, and into the decoded photo in pixel blocks of the stem. The
-    last one matters: a decoder that ends in a norm gives out no more than it was trained to, whatever is added inside.
-    Each fusion goes on from the features of the one before, so that the finest sees as far as the coarsest.
+    Into the features before each of the decoder's levels, and with ``photo_width`` into the decoded photo in the stem's
+    pixel blocks. The last one matters: a decoder that ends in a norm gives out no more than it was trained to, whatever
+    is added inside.
 
     Args:
-        config: Sizes of the path. With ``finest_level`` above 0 the decoded photo is left alone.
+        config: Sizes of the path.
         tokenizer: Sizes of the tokenizer that it belongs to.
     """
 
@@ -91,15 +160,20 @@ class DetailPath(nn.Module):
                 for level in range(config.finest_level, len(widths))
             }
         )
-        blocks = 3 * self.stem_patch**2
-        has_photo = config.finest_level == 0
-        self.photo = Fusion(blocks, widths[0], config.width, config.blocks) if has_photo else None
+        self.photo: PhotoFusion | None = None
+        if config.photo_width > 0:
+            self.photo = PhotoFusion(self.stem_patch, config.width, config.photo_width, config.photo_blocks)
+
+    def rebuild_tables(self) -> None:
+        """Recomputes what no file holds."""
+        if self.photo is not None:
+            self.photo.rebuild_tables()
 
     def fuser(self, pyramid: list[Tensor], fidelity: float | Tensor) -> Fuser:
         """What :meth:`Tokenizer.decode` calls at each level and :meth:`RestoreVAR.decode` at its end.
 
         Args:
-            pyramid: Encoder features of the degraded photo, from :meth:`Encoder.pyramid`.
+            pyramid: The degraded photo's pixel blocks and encoder features, from :meth:`Encoder.pyramid`.
             fidelity: Weight w in [0, 1], a number or one a sample (B,).
         """
         return Fuser(self, pyramid, fidelity)
@@ -118,25 +192,26 @@ class Fuser:
         self.path = path
         self.pyramid = pyramid
         self.weight = fidelity.view(-1, 1, 1, 1) if isinstance(fidelity, Tensor) else fidelity
-        self._coarser: Tensor | None = None
+        self._finest: Tensor | None = None
 
     def __call__(self, level: int, decoded: Tensor) -> Tensor:
         """Features (B, C, h, w) before a level of the decoder, fused."""
         if str(level) not in self.path.levels:
             return decoded
-        return self._fused(cast(Fusion, self.path.levels[str(level)]), decoded, self.pyramid[level])
+        fusion = cast(Fusion, self.path.levels[str(level)])
+        added, self._finest = fusion(decoded, self.pyramid[level + 1])
+        return self._sum(decoded, added)
 
     def photo(self, decoded: Tensor) -> Tensor:
         """The decoded photo (B, 3, H, W), fused."""
         if self.path.photo is None:
             return decoded
+        assert self._finest is not None
         patch = self.path.stem_patch
         blocks = F.pixel_unshuffle(decoded, patch) if patch > 1 else decoded
-        blocks = blocks.contiguous(memory_format=torch.channels_last)
-        fused = self._fused(self.path.photo, blocks, self.pyramid[0])
+        fused = self._sum(blocks, self.path.photo(blocks, self.pyramid[0], self._finest))
         return F.pixel_shuffle(fused, patch) if patch > 1 else fused
 
-    def _fused(self, fusion: Fusion, decoded: Tensor, encoded: Tensor) -> Tensor:
-        added, self._coarser = fusion(decoded, encoded, self._coarser)
+    def _sum(self, decoded: Tensor, added: Tensor) -> Tensor:
         weight = self.weight.to(decoded.dtype) if isinstance(self.weight, Tensor) else self.weight
         return decoded + weight * added.to(decoded.dtype)

@@ -163,6 +163,8 @@ class RestoreVAR(nn.Module):
         """Recomputes the tables that follow from the schedule, after weights were allocated without initialisation."""
         if self.transformer is not None:
             self.transformer.set_scales(self.scales)
+        if self.detail is not None:
+            self.detail.rebuild_tables()
 
     def _transformer(self) -> ScaleTransformer:
         if self.transformer is None:
@@ -217,7 +219,7 @@ class RestoreVAR(nn.Module):
 
         Args:
             latent: (B, Z, s_K, s_K).
-            pyramid: Encoder features of the degraded photo.
+            pyramid: The degraded photo's pixel blocks and encoder features, from :meth:`Encoder.pyramid`.
             fidelity: Weight of the detail path in [0, 1], a number or one a sample.
             clamp: Clamp to [-1, 1].
 

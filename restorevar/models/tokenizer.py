@@ -67,9 +67,12 @@ class Encoder(nn.Module):
         self.linear = nn.Conv2d(3, config.latent_channels, block, stride=block) if config.linear_path else None
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Output of every level, finest first: (B, C_i, H / (p 2^i), W / (p 2^i)) for a stem of patch p."""
-        x = self.conv_in(F.pixel_unshuffle(image, self.stem_patch) if self.stem_patch > 1 else image)
-        features = []
+        """The stem's pixel blocks (B, 3 p^2, H / p, W / p) for a stem of patch p, then the output of every level.
+
+        Finest first; level i gives (B, C_i, H / (p 2^i), W / (p 2^i)).
+        """
+        blocks = F.pixel_unshuffle(image, self.stem_patch) if self.stem_patch > 1 else image
+        x, features = self.conv_in(blocks), [blocks]
         for level, blocks in enumerate(self.levels):
             x = blocks(x)
             features.append(x)

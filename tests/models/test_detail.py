@@ -1,9 +1,12 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
 from restorevar.errors import UserError
 from restorevar.models import DetailConfig, RestoreVAR
-from tests.models.small import DETAIL, photos, randomize, small_config, small_model
+from tests.models.small import DETAIL, TOKENIZER, photos, randomize, small_config, small_model
 
 
 @torch.no_grad()
@@ -56,16 +59,37 @@ def test_gradients_reach_the_path() -> None:
     assert untouched == []
 
 
-@torch.no_grad()
-def test_the_decoded_photo_itself_is_fused_unless_the_finest_level_is_left_out() -> None:
-    model = small_model(detail=DETAIL)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
+    sizes = dataclasses.replace(TOKENIZER, stem_patch=patch)
+    changes = {"tokenizer": sizes, "detail": DetailConfig(16, 1, photo_width=16, photo_blocks=1)}
+    model = RestoreVAR(small_config(**changes)).eval()
     assert model.detail is not None
+    assert model.detail.photo is not None
     degraded = photos(model)
-    pyramid, latent = model.tokenizer.encoder.pyramid(degraded), model.generate(degraded).refined_latent
-    whole = model.decode(latent, pyramid, 1.0)
-    model.detail.photo = None
-    assert not torch.equal(whole, model.decode(latent, pyramid, 1.0))
-    assert RestoreVAR(small_config(detail=DetailConfig(16, 1, finest_level=1))).detail.photo is None
+    with torch.no_grad():
+        pyramid, latent = model.tokenizer.encoder.pyramid(degraded), model.generate(degraded).refined_latent
+        plain = model.decode(latent, pyramid, 0.0)
+        assert torch.allclose(model.decode(latent, pyramid, 1.0), plain, atol=1e-6)
+    optimizer = torch.optim.AdamW(model.detail.photo.parameters(), 1e-2)
+    errors = []
+    for _ in range(80):
+        error = (model.decode(latent, pyramid, 1.0, clamp=False) - degraded).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(float(error))
+    assert errors[-1] < 0.5 * errors[0]
+    assert torch.equal(model.decode(latent, pyramid, 0.0), plain)
+
+
+def test_the_cosines_survive_a_model_folder(tmp_path: Path) -> None:
+    model = RestoreVAR(small_config(detail=DetailConfig(16, 1, photo_width=16, photo_blocks=1))).eval()
+    randomize(model, 0)
+    model.save_pretrained(tmp_path / "model")
+    loaded = RestoreVAR.from_pretrained(tmp_path / "model")
+    degraded = photos(model)
+    assert torch.equal(loaded.generate(degraded).image, model.generate(degraded).image)
 
 
 @pytest.mark.parametrize("fidelity", [-0.1, 1.1, float("nan")])

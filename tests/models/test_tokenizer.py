@@ -28,7 +28,8 @@ def test_shapes_of_every_variant(name: str) -> None:
     config = VARIANTS[name]
     tokenizer, f = build(config), config.downsampling
     image = torch.rand(2, 3, 2 * f, 3 * f) * 2 - 1
-    pyramid = tokenizer.encoder.pyramid(image)
+    blocks, *pyramid = tokenizer.encoder.pyramid(image)
+    assert blocks.shape[1] == 3 * config.stem_patch**2
     sides = [(2 * f // (config.stem_patch * 2**level), config.level_channels[level]) for level in range(len(pyramid))]
     assert [(part.shape[2], part.shape[1]) for part in pyramid] == sides
     latent = tokenizer.encode(image)
