@@ -73,8 +73,8 @@ class Encoder(nn.Module):
         """
         blocks = F.pixel_unshuffle(image, self.stem_patch) if self.stem_patch > 1 else image
         x, features = self.conv_in(blocks), [blocks]
-        for level, blocks in enumerate(self.levels):
-            x = blocks(x)
+        for level, residual in enumerate(self.levels):
+            x = residual(x)
             features.append(x)
             if level < len(self.downsamples):
                 x = self.downsamples[level](x)

