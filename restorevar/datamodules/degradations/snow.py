@@ -38,9 +38,9 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     mist = severity * random.uniform(0.3, 1.1)
     blur = random.uniform(0.2, 0.45)
     airlight = airlight_colour(view, random)
-    # flakes are white under a grey sky: seldom as bright as the camera's white
+    # flakes are white under a grey sky: seldom as bright as the camera's white, never darker than the veil they make
     glow = float(view.thumbnail.mean()) + random.uniform(0.25, 0.55)
-    brightness = min(1.0, max(glow, 0.65)) * view.illumination ** (1 / 2.2)
+    brightness = min(1.0, max(glow, 0.65, float(np.mean(airlight)))) * view.illumination ** (1 / 2.2)
     gloom = min(1.0, 4 * severity) * random.uniform(0.2, 0.9)
     gust = random.uniform(0.2, 0.8)
 
