@@ -183,6 +183,11 @@ class RestoreVARConfig:
         self._check_refiner()
         if self.detail is not None:
             _check_group_width("detail", self.detail.width)
+            if self.detail.photo_width and self.detail.finest_level:
+                raise UserError(
+                    f"detail finest_level is {self.detail.finest_level} and photo_width {self.detail.photo_width}; "
+                    "expected finest_level 0 where the decoded photo is fused, or photo_width 0"
+                )
 
     def _check_refiner(self) -> None:
         refiner = self.refiner

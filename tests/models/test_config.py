@@ -76,6 +76,7 @@ def test_parts_that_do_not_fit() -> None:
         ({"tokenizer": TokenizerConfig(channel_multipliers=(1, 0))}, r"channel_multipliers is \(1, 0\)"),
         ({"detail": DetailConfig(width=0)}, "detail width is 0"),
         ({"detail": DetailConfig(finest_level=-1)}, "finest_level is -1; expected whole numbers from 0"),
+        ({"detail": DetailConfig(16, finest_level=1, photo_width=16)}, "expected finest_level 0 where the decoded"),
     ],
 )
 def test_sizes_that_are_not_positive(part: dict, words: str) -> None:
