@@ -81,7 +81,7 @@ class PhotoFusion(nn.Module):
 
     The blocks are turned into cosine coefficients of standard deviation 1, and what is added is made of coefficients,
     too. Among pixels the errors of brightness, the largest and the least predictable, are in every gradient, and the
-    faint fine detail is neither seen nor learned: in pixels 100 steps gain 0.05 dB, in cosines 1 dB.
+    faint fine detail is neither seen nor learned: in a trial of 100 steps pixels gained 0.13 dB, cosines 1 dB.
 
     Args:
         block: Side of a pixel block.
