@@ -61,6 +61,7 @@ def test_gradients_reach_the_path() -> None:
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
+    torch.manual_seed(0)
     sizes = dataclasses.replace(TOKENIZER, stem_patch=patch)
     changes = {"tokenizer": sizes, "detail": DetailConfig(16, 1, photo_width=16, photo_blocks=1)}
     model = RestoreVAR(small_config(**changes)).eval()
@@ -71,9 +72,9 @@ def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
         pyramid, latent = model.tokenizer.encoder.pyramid(degraded), model.generate(degraded).refined_latent
         plain = model.decode(latent, pyramid, 0.0)
         assert torch.allclose(model.decode(latent, pyramid, 1.0), plain, atol=1e-6)
-    optimizer = torch.optim.AdamW(model.detail.photo.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(model.detail.photo.parameters(), 3e-3)
     errors = []
-    for _ in range(30):
+    for _ in range(100):
         error = (model.decode(latent, pyramid, 1.0, clamp=False) - degraded).square().mean()
         optimizer.zero_grad()
         error.backward()
