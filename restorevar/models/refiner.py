@@ -180,7 +180,10 @@ class ConvolutionResidual(nn.Module):
 
 
 class ConvolutionRefiner(Refiner):
-    """Residual network on the latent, the degraded latent and the last scale's hidden tokens. For small models.
+    """Residual network on the latent, the degraded features and the last scale's hidden tokens. For small models.
+
+    Latent channels differ tenfold in size, so they are brought to one: inputs are divided by ``latent_deviation``, the
+    correction is multiplied by it. Stage 3 measures it on its first batch.
 
     Args:
         config: Sizes.
@@ -189,10 +192,14 @@ class ConvolutionRefiner(Refiner):
         scales: The schedule.
     """
 
+    latent_deviation: Tensor
+    """(Z,) standard deviations of the channels of clean latents."""
+
     def __init__(self, config: RefinerConfig, latent_channels: int, hidden_width: int, scales: ScaleSchedule) -> None:
         super().__init__()
         self.scales = scales
         self.norm_hidden = nn.LayerNorm(hidden_width)
+        self.register_buffer("latent_deviation", torch.ones(latent_channels))
         self.conv_in = nn.Conv2d(2 * latent_channels + hidden_width, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ConvolutionResidual(config.width) for _ in range(config.depth)))
         self.conv_out = nn.Conv2d(config.width, latent_channels, 3, padding=1)
@@ -201,11 +208,12 @@ class ConvolutionRefiner(Refiner):
         """See :meth:`Refiner.forward`."""
         dtype = self.conv_in.weight.dtype
         size = self.scales.finest
+        deviation = self.latent_deviation[:, None, None]
         last = self.norm_hidden(hidden[:, self.scales.span(len(self.scales) - 1)].to(dtype))
         grid = last.transpose(1, 2).unflatten(2, size)
-        x = torch.cat([latent.to(dtype), bicubic_resize(features, size).to(dtype), grid.to(dtype)], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return latent + self.conv_out(self.blocks(self.conv_in(x)))
+        scaled = [(maps / deviation).to(dtype) for maps in (latent, bicubic_resize(features, size))]
+        x = torch.cat([*scaled, grid.to(dtype)], dim=1).contiguous(memory_format=torch.channels_last)
+        return latent + deviation * self.conv_out(self.blocks(self.conv_in(x)))
 
     def set_scales(self, scales: ScaleSchedule) -> None:
         """Nothing is tied to a size but the place of the last scale's tokens."""

@@ -11,6 +11,7 @@ from restorevar.datamodules.batch import RestorationBatch
 from restorevar.errors import UserError
 from restorevar.losses import ImageLoss
 from restorevar.models import RefinerConfig, RestoreVAR
+from restorevar.models.refiner import ConvolutionRefiner
 from restorevar.modules.base import StageModule, grow, load_initial
 from restorevar.optimization import Schedule
 
@@ -20,7 +21,8 @@ __all__ = ["RefinerModule"]
 class RefinerModule(StageModule):
     """Trains the refiner: L1 between the refined latent of a roll-out and the clean photo's continuous latent.
 
-    Tokenizer and transformer are frozen and in evaluation mode (drop path off). The refiner is called inside
+    Tokenizer and transformer are frozen and in evaluation mode (drop path off). A new convolutional refiner takes the
+    sizes of the latent's channels from the first batch. The refiner is called inside
     ``training_step``, so under DistributedDataParallel its gradients are averaged over the processes.
 
     Args:
@@ -64,6 +66,7 @@ class RefinerModule(StageModule):
         self.move_to_scales = move_to_scales
         self.refiner_config = refiner
         self.losses = losses or []
+        self._is_refiner_new = False
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
@@ -72,6 +75,7 @@ class RefinerModule(StageModule):
             raise UserError(
                 f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"
             )
+        self._is_refiner_new = model.refiner is None
         model = grow(model, refiner=self.refiner_config)
         if model.refiner is None:
             raise UserError("the initial model has no refiner and model.refiner gives no sizes; give them")
@@ -81,6 +85,15 @@ class RefinerModule(StageModule):
         """The refiner."""
         assert self.model.refiner is not None
         return [self.model.refiner]
+
+    def _measure_latents(self, latent: Tensor) -> None:
+        """Gives the refiner the standard deviation of each latent channel, (B, Z, h, w) over all processes."""
+        refiner = self.model.refiner
+        if not isinstance(refiner, ConvolutionRefiner):
+            return
+        moments = torch.stack([latent.mean((0, 2, 3)), latent.square().mean((0, 2, 3))]).float()
+        mean, square = self.trainer.strategy.reduce(moments, reduce_op="mean")
+        refiner.latent_deviation.copy_((square - mean.square()).clamp_min(1e-12).sqrt())
 
     def _shared_step(self, condition: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, refined latent and the roll-out's discrete latent."""
@@ -93,6 +106,8 @@ class RefinerModule(StageModule):
         """L1 to the clean latent, and the losses on the photo; beside it, what the unrefined roll-out would score."""
         self.check_batch(batch)
         condition, target = self.encode_pair(batch)
+        if self._is_refiner_new and self.global_step == 0 and batch_idx == 0:
+            self._measure_latents(target)
         loss, refined, latent = self._shared_step(condition, target)
         if self.losses:
             decoded = self.model.tokenizer.decode(refined, clamp=False)

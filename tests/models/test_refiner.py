@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from restorevar.models import RefinerConfig, ScaleSchedule
 from restorevar.models.initialization import initialize_refiner
-from restorevar.models.refiner import AttentionRefiner, Refiner, build_refiner
+from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refiner, build_refiner
 from tests.models import reference
 from tests.models.small import ATTENTION_REFINER, CONVOLUTION_REFINER, randomize
 
@@ -87,6 +87,18 @@ def test_convolution_refiner_takes_the_last_scales_tokens_and_the_condition() ->
     assert not torch.equal(refiner(latent, hidden, -features), plain)
     # a condition of another size is resized
     assert refiner(latent, hidden, features[:, :, :2, :2]).shape == plain.shape
+
+
+@torch.no_grad()
+def test_convolution_refiner_works_in_units_of_the_latent_deviation() -> None:
+    refiner = build(CONVOLUTION_REFINER)
+    assert isinstance(refiner, ConvolutionRefiner)
+    latent, hidden, features = inputs()
+    unscaled = refiner(latent, hidden, features)
+    deviation = torch.linspace(0.1, 3, Z)
+    refiner.latent_deviation.copy_(deviation)
+    units = deviation[:, None, None]
+    assert reference.relative(refiner(units * latent, hidden, units * features), units * unscaled) < 1e-6
 
 
 @BOTH

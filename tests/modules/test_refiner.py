@@ -56,6 +56,25 @@ def test_only_the_refiner_learns_and_better_than_nothing(module, tiny_photos, tm
     assert {"val/psnr_haze", "val/gain", "val/accuracy_scale_1"} <= set(logged)
 
 
+def test_a_new_refiner_measures_the_latents_of_the_first_batch_and_an_old_one_keeps_its_own(
+    tiny_folders, tiny_photos, tmp_path, monkeypatch
+):
+    seen = []
+    encode_pair = RefinerModule.encode_pair
+    monkeypatch.setattr(
+        RefinerModule, "encode_pair", lambda self, batch: seen.append(encode_pair(self, batch)) or seen[-1]
+    )
+    new = RefinerModule(initial_model=str(tiny_folders["transformer"]), refiner=REFINER)
+    fit(new, tiny_photos, tmp_path / "new", steps=3)
+    measured = seen[0][1].transpose(0, 1).flatten(1).std(1, correction=0)
+    assert len(seen) >= 3
+    assert torch.allclose(new.model.refiner.latent_deviation, measured, rtol=1e-4)
+    old = RefinerModule(initial_model=str(tiny_folders["refiner"]))
+    fit(old, tiny_photos, tmp_path / "old", steps=1)
+    kept = RestoreVAR.from_pretrained(tiny_folders["refiner"]).refiner.latent_deviation
+    assert torch.equal(old.model.refiner.latent_deviation, kept)
+
+
 @pytest.mark.parametrize("kind", ["attention", "convolution"])
 def test_both_kinds_of_refiner(kind, tiny_folders):
     config = RefinerConfig(kind=kind, width=16, heads=2, mlp_width=16, depth=1)
