@@ -1,6 +1,6 @@
 """Puts a trained model into the package: bfloat16 weights, their licence, the card.
 
-python scripts/ship.py runs/nano/detail/model restorevar-nano --scales 1 2 4 9 18 36
+python scripts/ship.py runs/nano/detail_full_size/model restorevar-nano
 
 Writes ``restorevar/pretrained/<name>/``. A card that is there already (written by hand) stays, as do other files.
 """

@@ -16,7 +16,8 @@ def kind(path: Path) -> str:
     content = yaml.safe_load(path.read_text())
     if "stages" in content:
         return "pipeline"
-    return "stage" if "model" in content and path.parent.name not in ("trainer", "benchmarks") else "overlay"
+    has_module = "class_path" in content.get("model", {})
+    return "stage" if has_module and path.parent.name not in ("trainer", "benchmarks") else "overlay"
 
 
 def verb_of(path: Path) -> str:
