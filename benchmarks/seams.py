@@ -44,7 +44,7 @@ def main() -> None:
         f"{'no seam: median':>16} {'95 %':>6} {'pieces':>7}"
     )
     for kind in options.kinds:
-        for correction in ("off", "auto", "on"):
+        for correction in ("off", "on"):
             restorer = Restorer(model, tile=tile, global_correction=correction)
             scores, before = [], []
             ratios: list[float] = []

@@ -31,7 +31,7 @@ def restore(
     overlap: int | None = None,
     fidelity: float | None = None,
     color_fix: ColorFix = "none",
-    global_correction: GlobalCorrection = "auto",
+    global_correction: GlobalCorrection = "on",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     overwrite: bool = False,
@@ -50,8 +50,7 @@ def restore(
         fidelity: For models with a detail path: 0 (method only) to 1 (keeps most of the input).
         color_fix: Takes the mean of each channel (mean) or all low frequencies (wavelet) back from the input, which
             brings haze and darkness back too.
-        global_correction: Levels the tiles by one restoration of the whole photo at reduced size; auto does so where
-            that changes brightness, as for haze and low light.
+        global_correction: Whether tiles are levelled by one restoration of the whole photo at reduced size.
         precision: auto is bfloat16 where the device computes it natively, else float32.
         device: auto is a GPU if there is one.
         overwrite: Make finished results again, and replace files in the output folder that are not ours.

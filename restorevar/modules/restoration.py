@@ -152,7 +152,7 @@ class RestorationModule(L.LightningModule):
         overlap: int | None = None,
         fidelity: float | None = None,
         color_fix: ColorFix = "none",
-        global_correction: GlobalCorrection = "auto",
+        global_correction: GlobalCorrection = "on",
     ) -> None:
         super().__init__()
         self.model_name = model

@@ -15,14 +15,14 @@ from torch import Tensor
 from restorevar.errors import UserError
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import kept_info, orientation_of, upright
-from restorevar.restoration.tiling import MIN_GLOBAL_CHANGE, GlobalChange, measure_global_change, restore_tiles
+from restorevar.restoration.tiling import measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
 
 __all__ = ["GlobalCorrection", "PhotoModel", "Restorer", "restore_photo"]
 
-GlobalCorrection = Literal["auto", "on", "off"]
+GlobalCorrection = Literal["on", "off"]
 PhotoT = TypeVar("PhotoT", Image.Image, NDArray[Any], Tensor)
 
 _MAX_BATCH = {"cpu": 4, "cuda": 32, "mps": 8}
@@ -61,9 +61,7 @@ class Restorer:
         overlap: Pixels over which tiles cross-fade; None is an eighth of the tile.
         fidelity: For models with a detail path: 0 (method only) to 1 (most of the input); None leaves it to the model.
         color_fix: See :func:`restorevar.restoration.color.fix_color`.
-        global_correction: Levels the tiles by one restoration of the whole photo at reduced size: ``on``, ``off``, or
-            ``auto``: where that restoration changes local brightness by 0.03 or more on average, as for haze and low
-            light.
+        global_correction: Whether tiles are levelled by one restoration of the whole photo at reduced size.
         note: Called with one line when something had to be changed to go on.
 
     Raises:
@@ -78,7 +76,7 @@ class Restorer:
         overlap: int | None = None,
         fidelity: float | None = None,
         color_fix: ColorFix = "none",
-        global_correction: GlobalCorrection = "auto",
+        global_correction: GlobalCorrection = "on",
         note: Callable[[str], None] | None = None,
     ) -> None:
         check_color_fix(color_fix)
@@ -142,7 +140,7 @@ class Restorer:
         with _working_at(self.model, self.tile), torch.inference_mode():
             fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
             if self.global_correction != "off" and not fits:
-                change = self._change(pixels)
+                change = measure_global_change(self._generate, pixels, self.tile, self.device)
             return restore_tiles(
                 self._generate,
                 pixels,
@@ -153,10 +151,6 @@ class Restorer:
                 change=change,
                 progress=None if progress is None else lambda done, total: progress(done / total),
             )
-
-    def _change(self, pixels: NDArray[Any]) -> GlobalChange | None:
-        change = measure_global_change(self._generate, pixels, self.tile, self.device)
-        return change if self.global_correction == "on" or change.strength >= MIN_GLOBAL_CHANGE else None
 
     def _generate(self, tiles: Tensor) -> Tensor:
         if self._tile_memory is not None:
@@ -213,7 +207,7 @@ def restore_photo(
     overlap: int | None = None,
     fidelity: float | None = None,
     color_fix: ColorFix = "none",
-    global_correction: GlobalCorrection = "auto",
+    global_correction: GlobalCorrection = "on",
     note: Callable[[str], None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> PhotoT:
@@ -228,7 +222,7 @@ def restore_photo(
         overlap: Cross-fade in pixels.
         fidelity: Weight of the detail path.
         color_fix: ``none``, ``mean`` or ``wavelet``.
-        global_correction: ``auto``, ``on`` or ``off``.
+        global_correction: ``on`` or ``off``.
         note: Called with one line when something had to be changed to go on.
         progress: Called now and then with the share of the photo that was just done.
 

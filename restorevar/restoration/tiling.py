@@ -3,8 +3,8 @@
 Tiles lie evenly spaced and cross-fade over the overlap. The photo is worked through in bands of one tile's height, so
 that besides the photo and its result only one band is held in floating point.
 
-A tile cannot know how bright the rest of the photo is, so after a global degradation (haze, low light) neighbouring
-tiles may come back at different levels. One restoration of the whole photo at reduced size says how much each region
+A tile cannot know how bright the rest of the photo is, nor whether its even grey is sky or haze, so neighbouring tiles
+may come back at different levels. One restoration of the whole photo at reduced size says how much each region
 should change: each tile is given a gain and a plane per channel so that its low frequencies change as they did there.
 The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added. Changes are
 compared, not values, so that a model that changes nothing is left exactly alone.
@@ -29,8 +29,6 @@ TileModel = Callable[[Tensor], Tensor]
 
 CELLS = 8
 """A tile's low frequencies are the means of this many cells a side."""
-MIN_GLOBAL_CHANGE = 0.03
-"""Mean change of local brightness, of 1, from which a restoration counts as one of a global degradation."""
 GAIN_LIMITS = (0.5, 2.0)
 
 
@@ -110,12 +108,6 @@ class GlobalChange:
         # sums over all rectangles from the top left corner: exact means over any rectangle, fractional ones too
         sums = change.astype(np.float64).cumsum(0).cumsum(1)
         self._sums = np.pad(sums, ((1, 0), (1, 0), (0, 0)))
-
-    @property
-    def strength(self) -> float:
-        """Mean absolute change of brightness over 8 x 8 regions of the photo, in [0, 1]."""
-        whole = self.cells((0, self.size[0]), (0, self.size[1]), (CELLS, CELLS))
-        return float(np.abs(whole.mean(axis=0)).mean())
 
     @property
     def brightens(self) -> bool:

@@ -99,7 +99,7 @@ def test_fidelity_reaches_the_model():
         ({"overlap": 33}, "0 to 32"),
         ({"fidelity": 1.5}, "fidelity is 1.5"),
         ({"color_fix": "mena"}, "expected one of: none, mean, wavelet"),
-        ({"global_correction": "maybe"}, "auto, on, off"),
+        ({"global_correction": "maybe"}, "on, off"),
     ],
 )
 def test_wrong_options_are_short_errors(options, words):
