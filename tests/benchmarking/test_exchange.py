@@ -18,7 +18,8 @@ def make_model(detail: DetailConfig | None) -> RestoreVAR:
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> bool:
-    return np.mean(first == second) > 0.99  # several tiles at once round a little differently
+    # several tiles at once round a little differently, and so do levels taken from another photo
+    return np.mean(np.abs(first.astype(int) - second) <= 3) > 0.99
 
 
 def test_the_latent_is_the_other_photos_and_the_detail_this_photos() -> None:
