@@ -18,8 +18,11 @@ def make_model(detail: DetailConfig | None) -> RestoreVAR:
 
 
 def alike(first: np.ndarray, second: np.ndarray) -> bool:
-    # several tiles at once round a little differently, and so do levels taken from another photo
-    return np.mean(np.abs(first.astype(int) - second) <= 3) > 0.99
+    return np.mean(first == second) > 0.99  # several tiles at once round a little differently
+
+
+def near(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.mean(np.abs(first.astype(int) - second) <= 3) > 0.99  # levels from two photos of noise, resampled
 
 
 def test_the_latent_is_the_other_photos_and_the_detail_this_photos() -> None:
@@ -27,9 +30,9 @@ def test_the_latent_is_the_other_photos_and_the_detail_this_photos() -> None:
     photo, another = (draw(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 48), (64, 36)))
     resized = at_size_of(photo, another)
     plain, detailed = make_model(None), make_model(DetailConfig(16, 1))
-    assert alike(restore_with_latent_of(plain, photo, another), plain.restore(resized))
-    assert not alike(plain.restore(photo), plain.restore(resized))
+    assert near(restore_with_latent_of(plain, photo, another), plain.restore(resized))
+    assert not near(plain.restore(photo), plain.restore(resized))
     assert alike(restore_with_latent_of(detailed, photo, photo), detailed.restore(photo))
     exchanged = restore_with_latent_of(detailed, photo, another)
-    assert not alike(exchanged, detailed.restore(photo))
-    assert not alike(exchanged, detailed.restore(resized))
+    assert not near(exchanged, detailed.restore(photo))
+    assert not near(exchanged, detailed.restore(resized))
