@@ -77,6 +77,9 @@ class TransformerConfig:
         gain_init: Start of the cross-attention gains and of the global condition's gain: 0 when VAR's weights are
             loaded, 1 from scratch, where 0 would leave the condition without gradient.
         local_condition: Adds the condition latent, area-downsampled to s_k, to the inputs of scale k. Not in the paper.
+        mean_scales: How many of the first scales take the token nearest to the mean of the predicted distribution
+            instead of the likeliest one. The likeliest is biased: to keep a dark photo's brightness is one token, to
+            lighten it are many. Not in the paper, which has 0.
     """
 
     depth: int = 16
@@ -88,6 +91,7 @@ class TransformerConfig:
     rotary_base: float = 10000.0
     gain_init: float = 0.0
     local_condition: bool = False
+    mean_scales: int = 0
 
     @property
     def drop_path_rate(self) -> float:
@@ -106,6 +110,8 @@ class RefinerConfig:
         heads: Attention heads (``attention`` only).
         mlp_width: Hidden channels of the MLP (``attention`` only).
         depth: Number of layers or residual blocks.
+        context: Hidden channels of the MLP by which the whole photo scales and shifts all channels halfway
+            (``convolution`` only); 0 leaves it out.
     """
 
     kind: Literal["attention", "convolution"] = "attention"
@@ -113,6 +119,7 @@ class RefinerConfig:
     heads: int = 6
     mlp_width: int = 768
     depth: int = 12
+    context: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +131,8 @@ class DetailConfig:
         blocks: Residual blocks inside each of them.
         photo_width: Channels inside the fusion into the decoded photo; 0 leaves the photo alone.
         photo_blocks: Residual blocks inside it.
+        photo_context: Hidden channels of the MLP by which the whole photo scales and shifts its channels halfway; 0
+            leaves it out.
         finest_level: First encoder level used, 0 being the level of the stem; the decoded photo needs 0.
     """
 
@@ -131,6 +140,7 @@ class DetailConfig:
     blocks: int = 2
     photo_width: int = 0
     photo_blocks: int = 2
+    photo_context: int = 0
     finest_level: int = 0
 
 
@@ -239,11 +249,14 @@ class RestoreVARConfig:
         return _build(cls, values, "")
 
 
+_MAY_BE_ZERO = ("finest_level", "photo_width", "photo_context", "context", "mean_scales")
+
+
 def _check_positive(name: str, part: Any) -> None:
-    """All sizes are whole numbers from 1 but for the index of a level."""
+    """All sizes are whole numbers from 1 but for the index of a level and what 0 leaves out."""
     for field in () if part is None else dataclasses.fields(part):
         value = getattr(part, field.name)
-        least = 0 if field.name in ("finest_level", "photo_width") else 1
+        least = 0 if field.name in _MAY_BE_ZERO else 1
         sizes = {"int": (value,), "tuple[int, ...]": value or (0,)}.get(str(field.type), ())
         if any(isinstance(size, bool) or not isinstance(size, int) or size < least for size in sizes):
             raise UserError(f"{name} {field.name} is {value}; expected whole numbers from {least}; change {field.name}")

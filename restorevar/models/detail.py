@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from restorevar.models.config import DetailConfig, TokenizerConfig
 from restorevar.models.initialization import cosine_sizes, low_cosines
-from restorevar.models.layers import ResidualBlock
+from restorevar.models.layers import GlobalContext, ResidualBlock
 
 __all__ = ["DetailPath", "Fuser"]
 
@@ -88,18 +88,21 @@ class PhotoFusion(nn.Module):
         context: Channels of the finest level's fusion.
         width: Channels inside.
         blocks: Residual blocks inside.
+        photo_context: Hidden channels of the whole photo's say halfway; 0 for none.
     """
 
     patterns: Tensor
     sizes: Tensor
 
-    def __init__(self, block: int, context: int, width: int, blocks: int) -> None:
+    def __init__(self, block: int, context: int, width: int, blocks: int, photo_context: int = 0) -> None:
         super().__init__()
         self.block = block
         count = 3 * block**2
         self.conv_in = nn.Conv2d(3 * count, width, 3, padding=1)
         self.context = nn.Conv2d(context, width, 1)
         self.blocks = nn.Sequential(*(PlainResidual(width) for _ in range(blocks)))
+        self.whole = GlobalContext(width, photo_context) if photo_context else None
+        self._whole_place = (blocks + 1) // 2
         self.conv_out = nn.Conv2d(width, count, 3, padding=1)
         self.gate = nn.Conv2d(width, count, 1)
         for parameter in (*self.conv_out.parameters(), *self.gate.parameters()):
@@ -129,7 +132,11 @@ class PhotoFusion(nn.Module):
             given, seen = (F.conv2d(blocks.float(), self.patterns) / self.sizes for blocks in (decoded, degraded))
             x = torch.cat([given, seen, seen - given], dim=1).to(dtype)
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last)) + self.context(context.to(dtype))
-        active = F.silu(self.blocks(x))
+        for place, layer in enumerate(self.blocks):
+            if self.whole is not None and place == self._whole_place:
+                x = self.whole(x)
+            x = layer(x)
+        active = F.silu(x)
         added = self.conv_out(active) * self.gate(active).sigmoid()
         with torch.autocast(decoded.device.type, enabled=False):
             return F.conv_transpose2d(added.float() * self.sizes, self.patterns)
@@ -162,7 +169,9 @@ class DetailPath(nn.Module):
         )
         self.photo: PhotoFusion | None = None
         if config.photo_width > 0:
-            self.photo = PhotoFusion(self.stem_patch, config.width, config.photo_width, config.photo_blocks)
+            self.photo = PhotoFusion(
+                self.stem_patch, config.width, config.photo_width, config.photo_blocks, config.photo_context
+            )
 
     def rebuild_tables(self) -> None:
         """Recomputes what no file holds."""

@@ -112,7 +112,10 @@ class ScaleStep(nn.Module):
             x = x + block.attention.merge(attended)
             x = x + block.mlp(F.layer_norm(x, (block.width,), eps=1e-6))
             x = x + block.cross(x, table, cross[index, 0], cross[index, 1])
-        tokens = transformer.logits(x).argmax(-1)
+        logits = transformer.logits(x)
+        tokens = logits.argmax(-1)
+        if transformer.config.mean_scales:
+            tokens = torch.where(scale < transformer.config.mean_scales, quantizer.nearest_to_mean(logits), tokens)
         entries = quantizer.codebook(tokens).float().transpose(1, 2)
         h = (entries @ up.T).unflatten(2, self.size)
         weight = self.phi_weight.index_select(0, phi[None])[0]

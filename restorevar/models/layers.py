@@ -15,6 +15,7 @@ from restorevar.models.products import attention, by_onednn, linear
 __all__ = [
     "AttentionBlock",
     "Downsample",
+    "GlobalContext",
     "GroupNorm",
     "GroupNormSiLU",
     "PointwiseConvolution",
@@ -226,6 +227,33 @@ class ResidualBlock(nn.Module):
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), overwrite=True))
         # large fresh tensors are dear on CPUs (page faults): without gradients the sum goes where h is
         return h + self.shortcut(x) if torch.is_grad_enabled() else h.add_(self.shortcut(x))
+
+
+class GlobalContext(nn.Module):
+    """What no window of a convolution sees: the means and deviations of all channels scale and shift each of them.
+
+    How bright a dark photo was, and how thick the haze is, shows in the whole photo at once. The last layer starts at
+    0, so that an untrained one changes nothing (squeeze and excitation, arXiv 1709.01507, with a shift).
+
+    Args:
+        channels: Number of channels C.
+        hidden: Hidden channels of the MLP from statistics to scales and shifts.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2 * channels, hidden)
+        self.fc2 = nn.Linear(hidden, 2 * channels)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mean = x.float().mean((2, 3))
+        deviation = (x.float() - mean[:, :, None, None]).square().mean((2, 3)).add(1e-4).sqrt()
+        statistics = torch.cat([mean, deviation], dim=1).to(self.fc1.weight.dtype)
+        scale, shift = self.fc2(F.silu(self.fc1(statistics)))[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        return x + x * scale + shift
 
 
 class AttentionBlock(nn.Module):

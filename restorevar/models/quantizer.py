@@ -67,6 +67,19 @@ class MultiScaleQuantizer(nn.Module):
         distances = torch.addmm(entries.square().sum(1)[None], vectors, entries.T, alpha=-2.0)
         return distances.argmin(1)  # the vector's own squared length moves no minimum
 
+    def nearest_to_mean(self, logits: Tensor) -> Tensor:
+        """Index of the entry nearest to the mean of a distribution of tokens: the least expected squared error.
+
+        Args:
+            logits: (B, n, V) float32.
+
+        Returns:
+            (B, n) int64.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            means = logits.softmax(-1) @ self.codebook.weight
+            return self.nearest(means.flatten(0, 1)).unflatten(0, means.shape[:2])
+
     def contribution(self, tokens: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
         """What the tokens of one scale add to the running sum.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restorevar.models.config import RefinerConfig
-from restorevar.models.layers import GroupNorm
+from restorevar.models.layers import GlobalContext, GroupNorm
 from restorevar.models.products import Linear, attention
 from restorevar.models.quantizer import bicubic_resize
 from restorevar.models.scales import ScaleSchedule
@@ -202,6 +202,8 @@ class ConvolutionRefiner(Refiner):
         self.register_buffer("latent_deviation", torch.ones(latent_channels))
         self.conv_in = nn.Conv2d(2 * latent_channels + hidden_width, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ConvolutionResidual(config.width) for _ in range(config.depth)))
+        self.context = GlobalContext(config.width, config.context) if config.context else None
+        self._context_place = (config.depth + 1) // 2
         self.conv_out = nn.Conv2d(config.width, latent_channels, 3, padding=1)
 
     def forward(self, latent: Tensor, hidden: Tensor, features: Tensor) -> Tensor:
@@ -213,7 +215,12 @@ class ConvolutionRefiner(Refiner):
         grid = last.transpose(1, 2).unflatten(2, size)
         scaled = [(maps / deviation).to(dtype) for maps in (latent, bicubic_resize(features, size))]
         x = torch.cat([*scaled, grid.to(dtype)], dim=1).contiguous(memory_format=torch.channels_last)
-        return latent + deviation * self.conv_out(self.blocks(self.conv_in(x)))
+        x = self.conv_in(x)
+        for place, block in enumerate(self.blocks):
+            if self.context is not None and place == self._context_place:
+                x = self.context(x)
+            x = block(x)
+        return latent + deviation * self.conv_out(x)
 
     def set_scales(self, scales: ScaleSchedule) -> None:
         """Nothing is tied to a size but the place of the last scale's tokens."""

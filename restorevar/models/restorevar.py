@@ -184,7 +184,7 @@ class RestoreVAR(nn.Module):
         return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
-        """Autoregressive pass over all scales by argmax.
+        """Autoregressive pass over all scales: the likeliest tokens, or as ``transformer.mean_scales`` says.
 
         Args:
             features: (B, Z, h, w) encoder features of the degraded photo.
@@ -205,10 +205,17 @@ class RestoreVAR(nn.Module):
         for scale in range(len(scales)):
             inputs = None if running is None else quantizer.next_input(running, scale, scales)
             hidden = transformer.step(state, inputs, scale)
-            tokens = transformer.predict(hidden)
+            tokens = self._choose(hidden, scale)
             added = quantizer.contribution(tokens, scale, scales)
             running = added if running is None else running + added
             yield RollOut(tokens, hidden, running)
+
+    def _choose(self, hidden: Tensor, scale: int) -> Tensor:
+        """Tokens (B, n) of one scale, from the last block's outputs (B, n, C)."""
+        transformer = self._transformer()
+        if scale < transformer.config.mean_scales:
+            return self.tokenizer.quantizer.nearest_to_mean(transformer.logits(hidden))
+        return transformer.predict(hidden)
 
     def refine(self, roll_out: RollOut, features: Tensor) -> Tensor:
         """Continuous latent (B, Z, s_K, s_K) of a roll-out; its discrete one where the model has no refiner."""

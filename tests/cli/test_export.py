@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -23,8 +24,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_step_with_static_cache_does_what_the_model_does() -> None:
-    model = RestoreVAR(small_config(transformer=TRANSFORMER, refiner=ATTENTION_REFINER)).eval()
+@pytest.mark.parametrize("mean_scales", [0, 2])
+def test_step_with_static_cache_does_what_the_model_does(mean_scales: int) -> None:
+    transformer = dataclasses.replace(TRANSFORMER, mean_scales=mean_scales)
+    model = RestoreVAR(small_config(transformer=transformer, refiner=ATTENTION_REFINER)).eval()
     randomize(model)
     photos = torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = model.generate(photos)

@@ -25,7 +25,7 @@ TOKENIZER = TokenizerConfig(
 )
 TRANSFORMER = TransformerConfig(depth=3, width=32, heads=2, mlp_ratio=2.0, class_count=5, gain_init=1.0)
 ATTENTION_REFINER = RefinerConfig(width=24, heads=2, mlp_width=40, depth=2)
-CONVOLUTION_REFINER = RefinerConfig(kind="convolution", width=32, depth=2)
+CONVOLUTION_REFINER = RefinerConfig(kind="convolution", width=32, depth=2, context=4)
 DETAIL = DetailConfig(width=16, blocks=1)
 
 

@@ -63,7 +63,7 @@ def test_gradients_reach_the_path() -> None:
 def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
     torch.manual_seed(0)
     sizes = dataclasses.replace(TOKENIZER, stem_patch=patch)
-    changes = {"tokenizer": sizes, "detail": DetailConfig(16, 1, photo_width=16, photo_blocks=1)}
+    changes = {"tokenizer": sizes, "detail": DetailConfig(16, 1, photo_width=16, photo_blocks=1, photo_context=4)}
     model = RestoreVAR(small_config(**changes)).eval()
     assert model.detail is not None
     assert model.detail.photo is not None

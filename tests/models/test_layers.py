@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restorevar.models.layers import GroupNorm, GroupNormSiLU, PointwiseConvolution, ResidualBlock, Upsample
+from restorevar.models.layers import (
+    GlobalContext,
+    GroupNorm,
+    GroupNormSiLU,
+    PointwiseConvolution,
+    ResidualBlock,
+    Upsample,
+)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -81,6 +88,21 @@ class TestGroupNorm:
         y.sum().backward()
         assert y.dtype == x.grad.dtype == torch.bfloat16
         assert layer.weight.grad.dtype == torch.float32
+
+
+def test_global_context_tells_every_place_of_the_whole() -> None:
+    torch.manual_seed(0)
+    layer, x = GlobalContext(8, 4), torch.randn(2, 8, 6, 6)
+    assert torch.equal(layer(x), x)
+    torch.nn.init.normal_(layer.fc2.weight)
+    brighter = x.clone()
+    brighter[0, :, 0, 0] += 5.0
+    changed = (layer(brighter) - layer(x)).detach()
+    assert (changed[0, :, 5, 5].abs() > 1e-3).any()
+    assert not changed[1].any()
+    # a flat photo has a deviation of 0, whose gradient must be finite
+    layer(torch.zeros(1, 8, 6, 6, requires_grad=True)).sum().backward()
+    assert torch.isfinite(layer.fc1.weight.grad).all()
 
 
 def test_residual_block_leaves_its_input_alone() -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from restorevar import RestoreVAR
 from restorevar.errors import UserError
 from restorevar.models import RefinerConfig, RestoreVARConfig, TransformerConfig
 from tests.models.reference import relative
-from tests.models.small import CONVOLUTION_REFINER, DETAIL, photos, small_model
+from tests.models.small import CONVOLUTION_REFINER, DETAIL, TRANSFORMER, photos, small_model
 
 
 def test_paper_size() -> None:
@@ -38,6 +40,20 @@ def test_generation(refiner: RefinerConfig | None) -> None:
     assert found.latent.shape == found.refined_latent.shape == (2, 8, 6, 6)
     assert torch.equal(found.latent, found.refined_latent) == (refiner is None)
     assert not found.image.requires_grad
+
+
+def test_first_scales_by_the_mean() -> None:
+    changed = dataclasses.replace(TRANSFORMER, mean_scales=2)
+    model, likeliest = small_model(transformer=changed), small_model(transformer=TRANSFORMER)
+    degraded = photos(model)
+    found = model.generate(degraded)
+    assert not torch.equal(found.tokens, likeliest.generate(degraded).tokens)
+    assert model.transformer is not None
+    quantizer, logits = model.tokenizer.quantizer, model.transformer.logits(found.hidden)
+    split = model.scales.span(1).stop
+    means = logits.softmax(-1) @ quantizer.codebook.weight
+    nearest = torch.cdist(means, quantizer.codebook.weight.expand(2, -1, -1)).argmin(-1)
+    assert torch.equal(found.tokens, torch.cat([nearest[:, :split], logits.argmax(-1)[:, split:]], dim=1))
 
 
 def test_photos_do_not_depend_on_their_neighbours() -> None:
