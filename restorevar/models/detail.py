@@ -102,7 +102,7 @@ class PhotoFusion(nn.Module):
         self.context = nn.Conv2d(context, width, 1)
         self.blocks = nn.Sequential(*(PlainResidual(width) for _ in range(blocks)))
         self.whole = GlobalContext(width, photo_context) if photo_context else None
-        self._whole_place = (blocks + 1) // 2
+        self._whole_place = min((blocks + 1) // 2, blocks - 1)
         self.conv_out = nn.Conv2d(width, count, 3, padding=1)
         self.gate = nn.Conv2d(width, count, 1)
         for parameter in (*self.conv_out.parameters(), *self.gate.parameters()):

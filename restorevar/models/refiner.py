@@ -203,7 +203,7 @@ class ConvolutionRefiner(Refiner):
         self.conv_in = nn.Conv2d(2 * latent_channels + hidden_width, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*(ConvolutionResidual(config.width) for _ in range(config.depth)))
         self.context = GlobalContext(config.width, config.context) if config.context else None
-        self._context_place = (config.depth + 1) // 2
+        self._context_place = min((config.depth + 1) // 2, config.depth - 1)
         self.conv_out = nn.Conv2d(config.width, latent_channels, 3, padding=1)
 
     def forward(self, latent: Tensor, hidden: Tensor, features: Tensor) -> Tensor:

@@ -81,6 +81,8 @@ def test_the_decoded_photo_itself_can_be_fused(patch: int) -> None:
         optimizer.step()
         errors.append(float(error))
     assert errors[-1] < 0.8 * errors[0]
+    untouched = [name for name, p in model.detail.photo.named_parameters() if p.grad is None or not p.grad.any()]
+    assert untouched == []
     assert torch.allclose(model.decode(latent, pyramid, 0.0), plain, atol=1e-4)
 
 
