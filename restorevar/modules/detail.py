@@ -19,10 +19,9 @@ __all__ = ["DetailModule"]
 class DetailModule(StageModule):
     """Trains the detail path: what the latent cannot hold, from the degraded photo's own encoder features.
 
-    Tokenizer, transformer and refiner are frozen and in evaluation mode, so fidelity 0 stays what it was; with
-    ``train_refiner`` the refiner is trained along, and fidelity 0 is still the method alone. Each sample draws a
-    fidelity w: 1 with probability ``full_fidelity_share``, 0 with ``zero_fidelity_share``, else uniform in [0, 1], so
-    that every setting between works.
+    Tokenizer, transformer and refiner are frozen and in evaluation mode, so fidelity 0 stays what it was. Each sample
+    draws a fidelity w: 1 with probability ``full_fidelity_share``, else uniform in [0, 1], so that every setting
+    between works.
 
     Args:
         initial_model: Model folder of stage 3 (or of stage 2 or 4, to go on).
@@ -30,11 +29,8 @@ class DetailModule(StageModule):
         detail: Sizes of the path to add; None trains the one that the model has.
         losses: Terms of the loss between decoded and clean photo; None is L1 alone.
         full_fidelity_share: Part of the samples with w = 1.
-        zero_fidelity_share: Part of the samples with w = 0; they teach the refiner alone.
         feature_drop_share: Part of the samples whose encoder features are replaced by zeros, so that the path does
             not learn to live without the latent.
-        train_refiner: Train the refiner along, by the same losses. A roll-out costs the most of a step, and one then
-            serves both.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
@@ -50,9 +46,7 @@ class DetailModule(StageModule):
         detail: DetailConfig | None = None,
         losses: list[ImageLoss] | None = None,
         full_fidelity_share: float = 0.5,
-        zero_fidelity_share: float = 0.0,
         feature_drop_share: float = 0.2,
-        train_refiner: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
@@ -64,9 +58,7 @@ class DetailModule(StageModule):
         self.detail_config = detail
         self.losses = losses or [AbsoluteError()]
         self.full_fidelity_share = full_fidelity_share
-        self.zero_fidelity_share = zero_fidelity_share
         self.feature_drop_share = feature_drop_share
-        self.train_refiner = train_refiner
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
@@ -78,35 +70,24 @@ class DetailModule(StageModule):
         model = grow(model, detail=self.detail_config)
         if model.detail is None:
             raise UserError("the initial model has no detail path and model.detail gives no sizes; give them")
-        if self.train_refiner and model.refiner is None:
-            raise UserError("model.train_refiner needs a refiner, and the initial model has none; start from stage 3")
-        if self.full_fidelity_share + self.zero_fidelity_share > 1:
-            raise UserError(
-                f"model.full_fidelity_share {self.full_fidelity_share} and zero_fidelity_share"
-                f" {self.zero_fidelity_share} are more than 1 together; lower one of them"
-            )
         return model
 
     def trained_modules(self) -> list[nn.Module]:
-        """The detail path, and the refiner where asked for."""
+        """The detail path."""
         assert self.model.detail is not None
-        if self.train_refiner:
-            assert self.model.refiner is not None
-            return [self.model.refiner, self.model.detail]
         return [self.model.detail]
 
     def _latent(self, batch: RestorationBatch) -> tuple[Tensor, list[Tensor]]:
         """Refined latent (B, Z, h, w) of the roll-out, and the degraded photos' encoder features."""
         with torch.no_grad():
             features, pyramid = self.encode(batch["degraded"])
-            roll_out = self.model.roll_out(features)
-        return self.model.refine(roll_out, features), pyramid
+            latent = self.model.refine(self.model.roll_out(features), features)
+        return latent, pyramid
 
     def _fidelity(self, batch: RestorationBatch) -> Tensor:
         """A fidelity (B,) for each sample."""
         fidelity, place = (sample_shares(batch, self.global_step, name) for name in ("fidelity", "full"))
         fidelity[place < self.full_fidelity_share] = 1.0
-        fidelity[place >= 1 - self.zero_fidelity_share] = 0.0
         return fidelity.to(batch["clean"].device)
 
     def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
