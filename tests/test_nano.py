@@ -44,7 +44,7 @@ def test_the_recipe_runs_and_its_model_can_be_shipped(tmp_path):
         with Image.open(skimage_photo(name)) as photo:
             photo.convert("RGB").resize((256, 192)).save(tmp_path / "photos" / folder / f"{Path(name).stem}.png")
     short = ["--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.limit_val_batches=1"]
-    short += ["--data.batch_size=5", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
+    short += ["--data.batch_size=4", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
     config = ROOT / "configs" / "nano" / "pipeline.yaml"
     words = ["pipeline", "--config", str(config), "--output", str(tmp_path / "runs"), *short]
     assert main([*words, "--data.root", str(tmp_path / "photos")]) == 0
