@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
-
 import torch
 
 from restorevar.benchmarking.benchmark import describe_device
+from restorevar.memory import keep_freed_memory, request_large_pages
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TokenizerConfig, TransformerConfig
 
 BASELINE = Path(__file__).parent / "results" / "baseline.json"
@@ -82,6 +80,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="make what is measured now the baseline")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    request_large_pages()  # as the command line does
+    keep_freed_memory()
     found = measure(arguments.repeats)
     if arguments.write:
         BASELINE.parent.mkdir(parents=True, exist_ok=True)

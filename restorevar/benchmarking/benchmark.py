@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 import restorevar
+from restorevar import memory
 from restorevar.benchmarking.cost import count, measure_rates
 from restorevar.benchmarking.parts import measure_parts
-from restorevar.benchmarking.peers import UNET_PARAMETERS, LatentDiffusion, load_plain
+from restorevar.benchmarking.peers import UNET_PARAMETERS, Peer, peer_calls
+from restorevar.benchmarking.process import CallsElsewhere
 from restorevar.benchmarking.report import Report, Row
 from restorevar.benchmarking.timing import available_memory, interleave, peak_memory
 from restorevar.errors import UserError
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TransformerConfig
 
-__all__ = ["Peer", "paper_model", "run_benchmark"]
+__all__ = ["paper_model", "run_benchmark"]
 
-Peer = Literal["diffusion", "plain"]
 DIFFUSION_STEPS = (20, 50)
 GIBIBYTE = 2**30
 
@@ -62,6 +65,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "large_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
+        "freed_memory_kept": memory.freed_memory_kept,
     }
 
 
@@ -126,8 +130,8 @@ def run_benchmark(
         took = interleave({"": lambda: fast(photo)}, 1, device, warm_up=0)[""].median
         calls[f"{name}, compiled"] = lambda: fast(photo)
         notes[f"{name}, compiled"] = f"first call {took:.1f} s (compiled code is cached on disk)"
-    _add_peers(peers, model, photo, own_peak, calls, skipped)
-    measured = interleave(calls, repeats, device)
+    with _peer_calls(peers, model, own_peak, skipped) as others:
+        measured = interleave(calls | others, repeats, device)
     for row_name, measurement in measured.items():
         if not row_name.startswith("diffusion"):
             own = row_name.startswith(name)
@@ -177,31 +181,35 @@ def _too_much(need: int, device: torch.device) -> str:
     return f"skipped: needs about {need / GIBIBYTE:.1f} GiB, {available / GIBIBYTE:.1f} GiB below 80 % of memory"
 
 
-def _add_peers(
-    peers: Sequence[Peer],
-    model: RestoreVAR,
-    photo: torch.Tensor,
-    own_peak: int | None,
-    calls: dict[str, Callable[[], Any]],
-    skipped: list[Row],
-) -> None:
+@contextlib.contextmanager
+def _peer_calls(
+    peers: Sequence[Peer], model: RestoreVAR, own_peak: int | None, skipped: list[Row]
+) -> Iterator[dict[str, Callable[[], Any]]]:
+    """Calls of the peers that fit into memory; rows of the others are added to ``skipped``."""
     device, dtype = model.device, model.dtype
     height, width = model.image_size
+    fitting: list[Peer] = []
     for peer in peers:
         if peer == "plain":
-            plain_class = load_plain()
-            if reason := _too_much(2 * (own_peak or 0), device):
-                skipped.append(Row("plain, float32", 1, width, height, note=reason))
-                continue
-            plain = plain_class(model)
-            calls["plain, float32"] = lambda plain=plain: plain.generate(photo.float())  # type: ignore[misc]
-            calls["plain, float32, tokenizer only"] = lambda plain=plain: plain.tokenizer(photo.float())  # type: ignore[misc]
+            need, row = 2 * (own_peak or 0), Row("plain, float32", 1, width, height)
         else:
-            if reason := _too_much(UNET_PARAMETERS * dtype.itemsize * 5 // 4 + 4 * GIBIBYTE, device):
-                skipped.append(Row("latent diffusion", 1, 512, 512, note=reason))
-                continue
-            diffusion = LatentDiffusion(device, dtype)
-            calls |= diffusion.parts(torch.rand(1, 3, 512, 512, device=device) * 2 - 1)
+            need, row = UNET_PARAMETERS * dtype.itemsize * 5 // 4 + 4 * GIBIBYTE, Row("latent diffusion", 1, 512, 512)
+        row.note = _too_much(need, device)
+        if row.note:
+            skipped.append(row)
+        else:
+            fitting.append(peer)
+    if not fitting:
+        yield {}
+    elif device.type == "cuda":
+        yield peer_calls(fitting, model, device, dtype)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "model"
+            if "plain" in fitting:
+                model.save_pretrained(folder)
+            with CallsElsewhere(peer_calls, fitting, folder, device, dtype) as elsewhere:
+                yield elsewhere.calls()
 
 
 def _restore_size(model: RestoreVAR, name: str, size: tuple[int, int]) -> Row:

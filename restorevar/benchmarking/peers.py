@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import restorevar
 from restorevar.errors import UserError
+from restorevar.models import RestoreVAR
 
-__all__ = ["UNET_PARAMETERS", "LatentDiffusion", "load_plain"]
+__all__ = ["UNET_PARAMETERS", "LatentDiffusion", "Peer", "load_plain", "peer_calls"]
+
+Peer = Literal["diffusion", "plain"]
 
 UNET_PARAMETERS = 859_520_964
 
@@ -133,3 +136,30 @@ def load_plain() -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module.Plain
+
+
+def peer_calls(
+    peers: Sequence[Peer], model: RestoreVAR | Path, device: torch.device, dtype: torch.dtype
+) -> dict[str, Callable[[], Any]]:
+    """What to time of each peer, by name.
+
+    Args:
+        peers: Which.
+        model: The model that ``plain`` reads plainly, or its folder.
+        device: Where.
+        dtype: Of the diffusion model; ``plain`` is float32 always.
+
+    Raises:
+        UserError: If a peer cannot be had.
+    """
+    calls: dict[str, Callable[[], Any]] = {}
+    if "plain" in peers:
+        plain_class = load_plain()
+        network = RestoreVAR.from_pretrained(model).to(device) if isinstance(model, Path) else model
+        plain = plain_class(network)
+        photo = torch.rand(1, 3, *network.image_size, device=device) * 2 - 1
+        calls["plain, float32"] = lambda: plain.generate(photo)
+        calls["plain, float32, tokenizer only"] = lambda: plain.tokenizer(photo)
+    if "diffusion" in peers:
+        calls |= LatentDiffusion(device, dtype).parts(torch.rand(1, 3, 512, 512, device=device) * 2 - 1)
+    return calls

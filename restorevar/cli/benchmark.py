@@ -9,7 +9,7 @@ from rich.console import Console
 from restorevar.errors import UserError
 
 if TYPE_CHECKING:
-    from restorevar.benchmarking.benchmark import Peer
+    from restorevar.benchmarking.peers import Peer
 
 __all__ = ["benchmark"]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TextIO
 
 from restorevar.errors import UserError
+from restorevar.memory import keep_freed_memory, request_large_pages
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -43,6 +44,8 @@ COMMANDS = {
     "benchmark": Command("restorevar.cli.benchmark:benchmark", "speed, memory and cost against limits and peers"),
     "demo": Command("restorevar.cli.demo:demo", "degrade held-out photos, restore, score and picture them"),
 }
+
+TRAINING = ("fit", "pipeline")
 
 
 def overview() -> str:
@@ -163,10 +166,12 @@ def main(args: list[str] | None = None) -> int:
         130 interrupted.
     """
     set_up_logging()
-    # large pages for PyTorch's tensors, before it is imported: fresh 4 KiB pages take a quarter of a convolution's time
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    words = sys.argv[1:] if args is None else args
+    request_large_pages()
+    if words and words[0] not in TRAINING:
+        keep_freed_memory()
     try:
-        return dispatch(sys.argv[1:] if args is None else args)
+        return dispatch(words)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
