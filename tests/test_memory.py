@@ -22,7 +22,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(call: str) -> int:
     """Page faults of filling 64 MiB five times over, in a fresh process."""
-    process = subprocess.run([sys.executable, "-c", COMMON.format(call=call)], capture_output=True, check=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", COMMON.format(call=call)], capture_output=True, check=True, text=True
+    )
     return int(process.stdout)
 
 

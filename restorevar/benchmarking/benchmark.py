@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 import os
@@ -17,7 +18,7 @@ import torch
 
 import restorevar
 from restorevar import memory
-from restorevar.benchmarking.cost import count, measure_rates
+from restorevar.benchmarking.cost import Rates, count, rate_calls
 from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.peers import UNET_PARAMETERS, Peer, peer_calls
 from restorevar.benchmarking.process import CallsElsewhere
@@ -98,23 +99,12 @@ def run_benchmark(
     if repeats < 1:
         raise UserError(f"repeats is {repeats}; expected at least 1 (5 for a median worth quoting)")
     device, dtype = model.device, model.dtype
-    log.info("measuring the machine")
-    rates = measure_rates(device, dtype, repeats, side=rate_side)
     cost = count(model)
-    report = Report(
-        model=name,
-        device=describe_device(device),
-        precision=str(dtype).removeprefix("torch."),
-        versions=versions(),
-        operations={"convolutions": cost.convolutions, "matrix products": cost.products},
-        rates={"product": rates.product, "fast_product": rates.fast_product, "convolution": rates.convolution},
-        floor=rates.floor(cost),
-    )
     height, width = model.image_size
     generator = torch.Generator().manual_seed(0)
     photo = torch.rand(1, 3, height, width, generator=generator).to(device) * 2 - 1
 
-    log.info("one photo, and peers")
+    log.info("one photo, peers, and the machine's rates")
     before = _memory_in_use(device)
     own_peak = peak_memory(lambda: model.generate(photo), device)
     calls: dict[str, Callable[[], Any]] = {name: lambda: model.generate(photo)}
@@ -130,8 +120,20 @@ def run_benchmark(
         took = interleave({"": lambda: fast(photo)}, 1, device, warm_up=0)[""].median
         calls[f"{name}, compiled"] = lambda: fast(photo)
         notes[f"{name}, compiled"] = f"first call {took:.1f} s (compiled code is cached on disk)"
+    machine = rate_calls(device, dtype, side=rate_side)
     with _peer_calls(peers, model, own_peak, skipped) as others:
-        measured = interleave(calls | others, repeats, device)
+        measured = interleave(calls | others | {rate: part.call for rate, part in machine.items()}, repeats, device)
+    rates = Rates(**{rate: part.operations / measured.pop(rate).median for rate, part in machine.items()})
+    machine.clear()
+    report = Report(
+        model=name,
+        device=describe_device(device),
+        precision=str(dtype).removeprefix("torch."),
+        versions=versions(),
+        operations={"convolutions": cost.convolutions, "matrix products": cost.products},
+        rates=dataclasses.asdict(rates),
+        floor=rates.floor(cost),
+    )
     for row_name, measurement in measured.items():
         if not row_name.startswith("diffusion"):
             own = row_name.startswith(name)

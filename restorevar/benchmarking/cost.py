@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from restorevar.benchmarking.timing import interleave
 from restorevar.models import RestoreVAR
 from restorevar.models.products import linear
 
-__all__ = ["Cost", "Rates", "count", "measure_rates"]
+__all__ = ["Cost", "RateCall", "Rates", "count", "rate_calls"]
 
 
 @dataclass(frozen=True)
@@ -72,29 +73,33 @@ def count(model: RestoreVAR, fidelity: float | None = None) -> Cost:
     return Cost(convolutions, sum(operations.values()) - convolutions)
 
 
-def measure_rates(
-    device: torch.device, dtype: torch.dtype, repeats: int = 5, side: int = 4096, pixels: int = 256
-) -> Rates:
-    """Measures the rates of the machine.
+@dataclass(frozen=True)
+class RateCall:
+    """Something to time, whose operations are known.
+
+    Attributes:
+        call: Does it.
+        operations: Floating-point operations of one call.
+    """
+
+    call: Callable[[], Any]
+    operations: float
+
+
+def rate_calls(device: torch.device, dtype: torch.dtype, side: int = 4096, pixels: int = 512) -> dict[str, RateCall]:
+    """What tells the rates of the machine, by their names in :class:`Rates`.
 
     Args:
         device: Where.
         dtype: Of the operands.
-        repeats: Rounds; the medians count.
         side: Of the matrices.
         pixels: Side of the map that is convolved.
     """
     matrix = torch.randn(side, side, device=device).to(dtype)
     kernel = torch.randn(160, 160, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     image = torch.randn(1, 160, pixels, pixels, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    medians = interleave(
-        {
-            "product": lambda: matrix @ matrix,
-            "fast_product": lambda: linear(matrix, matrix),
-            "convolution": lambda: F.conv2d(image, kernel, padding=1),
-        },
-        repeats,
-        device,
-    )
-    operations = {"product": 2 * side**3, "fast_product": 2 * side**3, "convolution": 2 * 160 * 160 * 9 * pixels**2}
-    return Rates(**{name: operations[name] / medians[name].median for name in operations})
+    return {
+        "product": RateCall(lambda: matrix @ matrix, 2 * side**3),
+        "fast_product": RateCall(lambda: linear(matrix, matrix), 2 * side**3),
+        "convolution": RateCall(lambda: F.conv2d(image, kernel, padding=1), 2 * 160 * 160 * 9 * pixels**2),
+    }

@@ -18,14 +18,24 @@ class KeyValueCache:
         tokens: Longest sequence T.
         head_width: Channels D of a head.
         device: Where to allocate.
-        dtype: Of keys and values.
+        key_dtype: Of keys.
+        dtype: Of values.
     """
 
     def __init__(
-        self, depth: int, batch: int, heads: int, tokens: int, head_width: int, device: torch.device, dtype: torch.dtype
+        self,
+        depth: int,
+        batch: int,
+        heads: int,
+        tokens: int,
+        head_width: int,
+        device: torch.device,
+        key_dtype: torch.dtype,
+        dtype: torch.dtype,
     ) -> None:
-        shape = (depth, 2, batch, heads, tokens, head_width)
-        self._memory = torch.empty(shape, device=device, dtype=dtype)
+        shape = (depth, batch, heads, tokens, head_width)
+        self._keys = torch.empty(shape, device=device, dtype=key_dtype)
+        self._values = torch.empty(shape, device=device, dtype=dtype)
         self._length = 0
 
     @property
@@ -47,10 +57,10 @@ class KeyValueCache:
             Keys and values (B, heads, length + n, D), views of the cache.
         """
         end = self._length + key.shape[2]
-        memory = self._memory[block]
-        memory[0, :, :, self._length : end] = key
-        memory[1, :, :, self._length : end] = value
-        return memory[0, :, :, :end], memory[1, :, :, :end]
+        keys, values = self._keys[block], self._values[block]
+        keys[:, :, self._length : end] = key
+        values[:, :, self._length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, tokens: int) -> None:
         """Marks the last ``tokens`` tokens as stored in every block."""

@@ -86,7 +86,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     Args:
         query: (B, heads, n, D).
         key: (B, heads, m, D).
-        value: (B, heads, m, D).
+        value: (B, heads, m, D). Queries and keys are of the same number type, or float32 where :func:`by_onednn` holds
+            for the values: scores are float32 there.
         scale: Factor of the scores; None is 1 / sqrt(D).
 
     Returns:
@@ -95,14 +96,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     batch, heads, tokens, width = query.shape
     length = key.shape[2]
     by_products = _keeps_scores(query, tokens * length)
-    if not by_products and (tokens * length * width < SMALLEST_HEAD or not by_onednn(query)):
+    if not by_products and not by_onednn(value):
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     scale = width**-0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
     if by_products:
         return torch.matmul(torch.matmul(query, key.transpose(2, 3)).softmax(-1), value)
-    attended = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    if tokens * length * width < SMALLEST_HEAD:
+        scores = torch.matmul(query.float(), key.float().transpose(2, 3))
+        return torch.matmul(scores.softmax(-1).to(value.dtype), value)
+    attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
     step = max(SCORE_BLOCK // length, 1)
     for sample in range(batch):
         for head in range(heads):

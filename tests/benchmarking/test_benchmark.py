@@ -9,7 +9,7 @@ from restorevar import RestoreVAR
 from restorevar.benchmarking import benchmark as benchmark_module
 from restorevar.benchmarking import timing
 from restorevar.benchmarking.benchmark import run_benchmark
-from restorevar.benchmarking.cost import Cost, Rates, count
+from restorevar.benchmarking.cost import Cost, Rates, count, rate_calls
 from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.timing import interleave, peak_memory
 from restorevar.cli import main
@@ -24,6 +24,10 @@ def model() -> RestoreVAR:
     built = RestoreVAR(small_config(detail=DETAIL)).eval()
     randomize(built)
     return built
+
+
+def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "rate_calls", lambda *_, side: rate_calls(*_, side=32, pixels=8))
 
 
 class TestTiming:
@@ -88,7 +92,7 @@ def test_parts_cover_a_restoration(model) -> None:
 
 class TestRun:
     def test_command_writes_results(self, model, tmp_path, capsys, monkeypatch) -> None:
-        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        small_rates(monkeypatch)
         model.save_pretrained(tmp_path / "model")
         words = ["--precision", "float32", "--repeats", "2", "--batch", "[3]", "--size", "[40x30]", "--device", "cpu"]
         code = main(["benchmark", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "results"), *words])
@@ -101,14 +105,16 @@ class TestRun:
         (size,) = results["sizes"]
         assert (size["width"], size["height"]) == (40, 30)
         assert results["floor"] == pytest.approx(
-            results["operations"]["convolutions"] / 3e9 + results["operations"]["matrix products"] / 2e9
+            results["operations"]["convolutions"] / results["rates"]["convolution"]
+            + results["operations"]["matrix products"]
+            / max(results["rates"]["product"], results["rates"]["fast_product"])
         )
         assert results["derived"]["over_floor"] == pytest.approx(own["median"] / results["floor"])
         assert "scale 4" in results["parts"]
         assert "GFLOP" in capsys.readouterr().out
 
     def test_both_precisions_in_one_go(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        small_rates(monkeypatch)
         network = RestoreVAR(small_config(refiner=ATTENTION_REFINER)).eval()
         randomize(network)
         network.save_pretrained(tmp_path / "model")
@@ -120,7 +126,7 @@ class TestRun:
             assert results["derived"]["over_own_time"]["plain, float32, batch 1"] > 0
 
     def test_rows_that_would_not_fit_say_so(self, model, monkeypatch) -> None:
-        monkeypatch.setattr(benchmark_module, "measure_rates", lambda *_, **__: Rates(1e9, 2e9, 3e9))
+        small_rates(monkeypatch)
         monkeypatch.setattr(benchmark_module, "available_memory", lambda device: 0)
         monkeypatch.setattr(benchmark_module, "peak_memory", lambda call, device: (call(), next(peaks))[1])
         peaks = iter([100, 200])

@@ -42,6 +42,17 @@ def test_attention_of_strided_parts(scale, dtype, tolerance, monkeypatch) -> Non
     assert (found.float() - expected).norm() / expected.norm() < tolerance
 
 
+@pytest.mark.parametrize("tokens", [3, 400])  # below and above where heads are taken one by one
+@torch.no_grad()
+def test_bfloat16_values_with_float32_scores(tokens) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 2, n, 32, generator=generator) for n in (tokens, 400, 400))
+    found = attention(3 * query, key, value.bfloat16(), scale=1.0)
+    expected = F.scaled_dot_product_attention(3 * query, key, value.bfloat16().float(), scale=1.0)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() / expected.norm() < 4e-3  # two roundings to bfloat16
+
+
 def test_onednn_is_used_in_cpu_inference_only(monkeypatch) -> None:
     called = []
     original = products._product
