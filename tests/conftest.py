@@ -28,6 +28,12 @@ def no_seed_left_behind():
         os.environ.pop(name, None)
 
 
+@pytest.fixture(autouse=True)
+def memory_settings_left_alone(monkeypatch):
+    """A test session goes on after a command: its heap stays as it is."""
+    monkeypatch.setattr("restorevar.memory._gnu_library", lambda: None)
+
+
 SCALES = (1, 2, 4)
 TOKENIZER = TokenizerConfig(
     base_channels=8,

@@ -191,20 +191,24 @@ def _peer_calls(
     device, dtype = model.device, model.dtype
     height, width = model.image_size
     fitting: list[Peer] = []
+    together = 0
     for peer in peers:
         if peer == "plain":
             need, row = 2 * (own_peak or 0), Row("plain, float32", 1, width, height)
         else:
             need, row = UNET_PARAMETERS * dtype.itemsize * 5 // 4 + 4 * GIBIBYTE, Row("latent diffusion", 1, 512, 512)
-        row.note = _too_much(need, device)
+        row.note = _too_much(together + need, device)
         if row.note:
             skipped.append(row)
         else:
             fitting.append(peer)
+            together += need
     if not fitting:
         yield {}
     elif device.type == "cuda":
-        yield peer_calls(fitting, model, device, dtype)
+        calls = peer_calls(fitting, model, device, dtype)
+        yield calls
+        calls.clear()  # they hold the peers' weights
     else:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "model"

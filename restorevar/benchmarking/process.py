@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from restorevar.errors import UserError
 
 __all__ = ["CallsElsewhere"]
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 class CallsElsewhere:
@@ -35,9 +37,18 @@ class CallsElsewhere:
         self.connection, theirs = context.Pipe()
         threads = torch.get_num_threads()
         self.process = context.Process(target=_serve, args=(theirs, threads, build, arguments), daemon=True)
-        self.process.start()
+        large_pages = os.environ.pop(LARGE_PAGES, None)
+        try:
+            self.process.start()
+        finally:
+            if large_pages is not None:
+                os.environ[LARGE_PAGES] = large_pages
         theirs.close()
-        self.names: list[str] = self._answer()
+        try:
+            self.names: list[str] = self._answer()
+        except BaseException:
+            self._end()
+            raise
 
     def calls(self) -> dict[str, Callable[[], None]]:
         """The calls by name; each returns when the other process has done it."""
@@ -49,23 +60,34 @@ class CallsElsewhere:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.connection.close()
-        self.process.terminate()
-        self.process.join()
+        self._end()
 
     def _run(self, name: str) -> None:
-        self.connection.send(name)
+        try:
+            self.connection.send(name)
+        except OSError:
+            self._died()
         self._answer()
 
     def _answer(self) -> Any:
         try:
             answer = self.connection.recv()
-        except EOFError:
-            raise RuntimeError("the process of the peers has died; was there memory enough?") from None
+        except (EOFError, OSError):
+            self._died()
         if isinstance(answer, Exception):
-            self.__exit__(None, None, None)
             raise answer
         return answer
+
+    def _died(self) -> NoReturn:
+        self.process.join(5)
+        raise RuntimeError(
+            f"the process of the peers ended with {self.process.exitcode} (-9: no memory left?)"
+        ) from None
+
+    def _end(self) -> None:
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
 
 
 def _serve(
@@ -74,7 +96,6 @@ def _serve(
     build: Callable[..., Mapping[str, Callable[[], Any]]],
     arguments: tuple[Any, ...],
 ) -> None:
-    os.environ.pop("THP_MEM_ALLOC_ENABLE", None)  # read at PyTorch's first large tensor
     torch.set_num_threads(threads)
     try:
         with torch.no_grad():

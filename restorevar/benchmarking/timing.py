@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from restorevar.memory import return_freed_memory
+
 __all__ = ["Measurement", "available_memory", "interleave", "peak_memory", "total_memory"]
 
 
@@ -75,6 +77,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
         call()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
+    return_freed_memory()
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     try:
         reset.write_text("5")  # the kernel forgets the peak so far

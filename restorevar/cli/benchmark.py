@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from restorevar.errors import UserError
+from restorevar.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from restorevar.benchmarking.peers import Peer
@@ -51,6 +52,7 @@ def benchmark(
     from restorevar.cli.restore import choose_device, choose_precision
     from restorevar.models import RestoreVAR
 
+    keep_freed_memory()
     place = choose_device(device)
     network = paper_model() if model == "paper" else RestoreVAR.from_pretrained(model)
     peers: list[Peer] = list(peer or [])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TextIO
 
 from restorevar.errors import UserError
-from restorevar.memory import keep_freed_memory, request_large_pages
+from restorevar.memory import request_large_pages
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -44,8 +44,6 @@ COMMANDS = {
     "benchmark": Command("restorevar.cli.benchmark:benchmark", "speed, memory and cost against limits and peers"),
     "demo": Command("restorevar.cli.demo:demo", "degrade held-out photos, restore, score and picture them"),
 }
-
-TRAINING = ("fit", "pipeline")
 
 
 def overview() -> str:
@@ -166,12 +164,9 @@ def main(args: list[str] | None = None) -> int:
         130 interrupted.
     """
     set_up_logging()
-    words = sys.argv[1:] if args is None else args
     request_large_pages()
-    if words and words[0] not in TRAINING:
-        keep_freed_memory()
     try:
-        return dispatch(words)
+        return dispatch(sys.argv[1:] if args is None else args)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

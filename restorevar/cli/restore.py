@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from restorevar.errors import UserError
+from restorevar.memory import keep_freed_memory
 from restorevar.restoration.color import ColorFix
 from restorevar.restoration.folder import Job, Record, pixel_count, plan_jobs, run_jobs
 from restorevar.restoration.restorer import GlobalCorrection, Restorer
@@ -58,6 +59,7 @@ def restore(
     Returns:
         0, or 1 if a photo failed.
     """
+    keep_freed_memory()
     jobs = plan_jobs(paths, output)
     network, identity = load_model(model)
     place = choose_device(device)

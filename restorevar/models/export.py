@@ -35,7 +35,7 @@ class Encode(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> features, start (B, C), condition (depth, 2, B, heads, N, D), local (B, Z, N)."""
         features = self.model.tokenizer.encode_features(self.model.prepared(photo))
         state = self.transformer.start(features)
-        cross = torch.stack([torch.stack(pair) for pair in state.cross])
+        cross = torch.stack([torch.stack([key.to(value.dtype), value]) for key, value in state.cross])
         return features, state.condition.start, cross, state.condition.local.flatten(2)
 
 
@@ -104,6 +104,7 @@ class ScaleStep(nn.Module):
         layers = []
         for index, block in enumerate(transformer.block_sequence):
             query, key, value = block.attention.project(F.layer_norm(x, (block.width,), eps=1e-6), table)
+            query, key = query.to(cache.dtype), key.to(cache.dtype)
             keys = cache[index, 0].index_copy(2, places, key)
             values = cache[index, 1].index_copy(2, places, value)
             layers.append(torch.stack([keys, values]))

@@ -1,8 +1,8 @@
 """Matrix products through the fastest library at hand.
 
 PyTorch multiplies float32 matrices on the CPU with a library that reaches half of the speed of oneDNN on processors of
-another maker, and its CPU attention stands on the same library. Without gradients both go to oneDNN here, through the
-operator that PyTorch's own compiler emits. Everywhere else these are the standard functions.
+another maker, and its CPU attention stands on the same library. Without gradients both go to oneDNN here (but for small
+heads), through the operator that PyTorch's own compiler emits. Everywhere else these are the standard functions.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, gelu)
 
 
-def _keeps_scores(query: Tensor, scores: int) -> bool:
+def _keeps_scores(value: Tensor, scores: int) -> bool:
     """Whether plain products win: SDPA's CPU kernels reach a third of their rate, forwards and backwards.
 
     Frozen parts of a training run count as training: under autocast there is no other fast path.
     """
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-    trains_on_cpu = query.device.type == "cpu" and training and not torch.compiler.is_compiling()
-    return trains_on_cpu and query.dtype == torch.bfloat16 and scores <= LARGEST_KEPT_HEAD
+    trains_on_cpu = value.device.type == "cpu" and training and not torch.compiler.is_compiling()
+    return trains_on_cpu and value.dtype == torch.bfloat16 and scores <= LARGEST_KEPT_HEAD
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
@@ -86,22 +86,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     Args:
         query: (B, heads, n, D).
         key: (B, heads, m, D).
-        value: (B, heads, m, D). Queries and keys are of the same number type, or float32 where :func:`by_onednn` holds
-            for the values: scores are float32 there.
+        value: (B, heads, m, D); its number type is the result's. Queries and keys may be float32 in any case, which
+            makes a difference where scores are computed here.
         scale: Factor of the scores; None is 1 / sqrt(D).
 
     Returns:
-        (B, heads, n, D), heads next to channels in memory when computed here.
+        (B, heads, n, D), heads next to channels in memory when computed here head by head.
     """
     batch, heads, tokens, width = query.shape
     length = key.shape[2]
-    by_products = _keeps_scores(query, tokens * length)
+    by_products = _keeps_scores(value, tokens * length)
     if not by_products and not by_onednn(value):
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, scale=scale)
     scale = width**-0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
     if by_products:
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return torch.matmul(torch.matmul(query, key.transpose(2, 3)).softmax(-1), value)
     if tokens * length * width < SMALLEST_HEAD:
         scores = torch.matmul(query.float(), key.float().transpose(2, 3))

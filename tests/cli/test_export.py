@@ -48,10 +48,10 @@ def test_step_with_static_cache_does_what_the_model_does(mean_scales: int) -> No
     assert torch.allclose(running.view_as(expected.latent), expected.latent, atol=1e-5)
 
 
-def check(folder, output, words) -> dict:
+def check(folder, output, words, tolerance=1e-5) -> dict:
     assert main(["export", "--model", str(folder), "--output", str(output), *words]) == 0
     record = json.loads((output / "package.json").read_text())
-    assert record["relative_error"] < 1e-5
+    assert record["relative_error"] < tolerance
     return record
 
 
@@ -63,6 +63,11 @@ def test_parts_restore_the_same_photo(folder, tmp_path) -> None:
         *("encoder.pt2", "step.pt2", "refiner.pt2", "decoder.pt2"),
         *("tables.safetensors", "package.json"),
     }
+
+
+def test_parts_in_bfloat16(folder, tmp_path) -> None:
+    record = check(folder, tmp_path, ["--format", "parts", "--precision", "bfloat16"], tolerance=5e-2)
+    assert record["precision"] == "bfloat16"
 
 
 @pytest.mark.slow

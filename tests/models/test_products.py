@@ -50,7 +50,8 @@ def test_bfloat16_values_with_float32_scores(tokens) -> None:
     found = attention(3 * query, key, value.bfloat16(), scale=1.0)
     expected = F.scaled_dot_product_attention(3 * query, key, value.bfloat16().float(), scale=1.0)
     assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() / expected.norm() < 4e-3  # two roundings to bfloat16
+    tolerance = 4e-3 if products.by_onednn(value.bfloat16()) else 3e-2  # of values and weights, or of scores too
+    assert (found.float() - expected).norm() / expected.norm() < tolerance
 
 
 def test_onednn_is_used_in_cpu_inference_only(monkeypatch) -> None:
