@@ -28,7 +28,8 @@ def keep_freed_memory() -> bool:
 
     By default it maps each large tensor anew and gives it back when it is freed, and the kernel fills every fresh page
     with zeros: a twelfth to a sixth of a restoration's time. For processes that restore photos and end. Memory is given
-    back only from the end of the heap, beyond 2 GiB, so that in a training run of days, or a server, it could grow.
+    back only from the end of the heap, beyond 2 GiB, so that in a training run of days, or a server, it could grow. Ask
+    for large pages as well: freed chunks of small ones may miss the next tensor by a few bytes.
 
     Returns:
         Whether the C library is one that can do so (GNU's); else nothing is changed.

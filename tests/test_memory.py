@@ -8,7 +8,8 @@ import pytest
 
 SCRIPT = """
 import json, resource
-from restorevar.memory import keep_freed_memory, return_freed_memory
+from restorevar.memory import keep_freed_memory, request_large_pages, return_freed_memory
+request_large_pages()
 {call}
 import torch
 torch.set_num_threads(1)
@@ -31,9 +32,8 @@ print(json.dumps([*found, resident()]))
 
 def measure(call: str) -> tuple[int, int, int]:
     """Page faults of filling 64 MiB five times over in a fresh process, what it then holds, and after giving back."""
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     words = [sys.executable, "-c", SCRIPT.format(call=call)]
-    process = subprocess.run(words, capture_output=True, check=True, text=True, env=environment)
+    process = subprocess.run(words, capture_output=True, check=True, text=True)
     return tuple(json.loads(process.stdout))
 
 
