@@ -4,7 +4,9 @@ import ctypes
 import os
 import sys
 
-__all__ = ["keep_freed_memory", "request_large_pages", "return_freed_memory"]
+__all__ = ["LARGE_PAGES", "keep_freed_memory", "request_large_pages", "return_freed_memory"]
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # the environment variable that PyTorch reads
 
 # parameters of mallopt in the GNU C library (malloc.h)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -20,7 +22,7 @@ def request_large_pages() -> None:
     To be called before the first tensor is made, when PyTorch looks. Fresh 4 KiB pages take a quarter of a
     convolution's time.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault(LARGE_PAGES, "1")
 
 
 def keep_freed_memory() -> bool:

@@ -65,7 +65,7 @@ def versions() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "large_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
+        "large_pages": os.environ.get(memory.LARGE_PAGES) == "1",
         "freed_memory_kept": memory.freed_memory_kept,
     }
 

@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 import torch
 
 from restorevar.errors import UserError
+from restorevar.memory import LARGE_PAGES
 
 __all__ = ["CallsElsewhere"]
-
-LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 class CallsElsewhere:
