@@ -209,11 +209,11 @@ class TrainingDataset(Dataset[RestorationSample]):
             photo = self.cache.read(record.clean or record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
             clean = self.geometry.resized_crop(photo, resized, crop)
-            degraded = clean
+            clean = degraded = change_gamma(clean, record.gamma, generator)
         elif record.made:
             photo = self.cache.read(record.path)
             resized, crop = self.geometry.plan(photo.shape, generator)
-            photo = resize(photo, resized, self.geometry.resize_filter)
+            photo = change_gamma(resize(photo, resized, self.geometry.resize_filter), record.gamma, generator)
             depth = read_depth(record.depth, resized) if record.depth is not None else None
             degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop, depth=depth)
             clean = cut(photo, crop)
@@ -347,6 +347,16 @@ def resize(image: Pixels, size: tuple[int, int], resize_filter: ResizeFilter = "
     if resize_filter == "area":
         return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def change_gamma(image: Pixels, gamma: tuple[float, float], generator: np.random.Generator) -> Pixels:
+    """(H, W, 3) uint8, its values in [0, 1] raised to a power drawn log-uniformly; (1, 1) draws nothing."""
+    low, high = gamma
+    if low == high == 1:
+        return image
+    exponent = low * (high / low) ** generator.random()
+    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table))
 
 
 def cut(image: Pixels, crop: Crop) -> Pixels:

@@ -51,6 +51,7 @@ class Record:
         seed: Seed of a fixed made degradation.
         center_crop: The clean image has a border that the degraded one lacks.
         depth: File of the photo's depth map, for the kinds that depend on it.
+        gamma: Range of the exponent that the clean photo's values are raised to; (1, 1) leaves them as they are.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Record:
     seed: int = 0
     center_crop: bool = False
     depth: str | None = None
+    gamma: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ class CleanPhotos(Source):
         dataset: Name of the set in batches; the folder's name if not given.
         depth: Folder of depth maps with the photos' names: images of 8 or 16 bits or .npy, larger is farther. Photos
             without one have their depth estimated.
+        gamma: Lowest and highest exponent, drawn log-uniformly, that a training photo's values in [0, 1] are raised to
+            before it is degraded; above 1 darkens. Photos that are meant to be dark are rare, and without some a model
+            takes all darkness for a fault; for kinds other than `low_light`, which makes its own.
     """
 
     folders: list[str]
@@ -125,13 +130,14 @@ class CleanPhotos(Source):
     limit: int | None = None
     dataset: str | None = None
     depth: str | None = None
+    gamma: tuple[float, float] = (1.0, 1.0)
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
-        weights = check_made(self.degradations)
+        weights, gamma = check_made(self.degradations), check_gamma(self.gamma)
         maps = _depth_maps(resolve(self.depth, root)) if self.depth is not None else {}
         records = [
-            Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path.stem))
+            Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path.stem), gamma=gamma)
             for path, name in _photos_of(self.folders, root, self.include, self.limit)
         ]
         return Collection(records, weights, check_severity(self.severity), check_repeat(self.repeat))
@@ -504,6 +510,14 @@ def check_severity(severity: tuple[float, float]) -> tuple[float, float]:
     low, high = severity
     if not 0 <= low <= high <= 1:
         raise UserError(f"severity: found {low} to {high}; expected 0 <= lowest <= highest <= 1")
+    return low, high
+
+
+def check_gamma(gamma: tuple[float, float]) -> tuple[float, float]:
+    """The range, or a `UserError` unless 0.1 <= lowest <= highest <= 10."""
+    low, high = gamma
+    if not 0.1 <= low <= high <= 10:
+        raise UserError(f"gamma: found {low} to {high}; expected 0.1 <= lowest <= highest <= 10")
     return low, high
 
 

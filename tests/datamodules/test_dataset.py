@@ -114,6 +114,30 @@ def test_clean_pairs_are_equal_for_both_kinds_of_record(photos, pairs):
         assert (sample["degraded"] == sample["clean"]).all()
 
 
+@pytest.mark.parametrize("kind", ["clean", "snow"])
+def test_gamma_darkens_the_photo_before_it_is_degraded(photos, kind):
+    def samples(gamma, position):
+        records = CleanPhotos([str(photos)], gamma=gamma).collect(photos).records
+        dataset = TrainingDataset([Pool(kind, records, (0.5, 0.5))], Geometry((16, 16)), 0)
+        sample = dataset[Draw(0, position, 0, 3)]
+        return ((sample[key].numpy() + 1) / 2 for key in ("degraded", "clean"))
+
+    exponents = []
+    for position in range(8):
+        _, plain = samples((1.0, 1.0), position)
+        _, squared = samples((2.0, 2.0), position)
+        assert np.abs(squared - plain**2).max() <= 0.5 / 255 + 1e-6
+        degraded, clean = samples((1.5, 3.0), position)
+        if kind == "clean":
+            assert (degraded == clean).all()
+            middle = (plain > 0.3) & (plain < 0.7)  # where rounding matters least
+            exponents.append(np.median(np.log(clean[middle]) / np.log(plain[middle])))
+        else:
+            assert (degraded != clean).any()
+    if kind == "clean":
+        assert 1.4 < min(exponents) < 2.1 < max(exponents) < 3.1
+
+
 def test_fixed_samples_store_their_parameters_and_can_be_made_again(photos):
     source = FixedDegradations([str(photos)], ["haze", "low_light"], [0.0, 0.6], limit=2)
     records = source.collect(photos).records

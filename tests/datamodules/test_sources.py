@@ -59,6 +59,7 @@ def test_fixed_degradations_do_not_change_when_photos_are_left_out(photos):
         (CleanPhotos(["photos"], {"haze": 0.0}), "none above 0"),
         (CleanPhotos(["photos"], {"haze": -1.0}), "found -1.0; expected a number from 0"),
         (CleanPhotos(["photos"], severity=(0.9, 0.1)), r"severity: found 0\.9 to 0\.1"),
+        (CleanPhotos(["photos"], gamma=(0.0, 2.0)), r"gamma: found 0\.0 to 2\.0"),
         (CleanPhotos(["photos"], repeat=0), "repeat: found 0"),
         (CleanPhotos(["photos"], {"no.such.thing": 1.0}), "no.such.thing"),
         (CleanPhotos(["$NO_SUCH_VARIABLE/photos"]), "not set"),
