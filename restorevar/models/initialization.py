@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refiner
 from restorevar.models.tokenizer import Tokenizer
 from restorevar.models.transformer import CrossAttention, ScaleTransformer
 
-__all__ = ["initialize_as_copy", "initialize_refiner", "initialize_tokenizer", "initialize_transformer", "low_cosines"]
+__all__ = [
+    "WithoutInitialization",
+    "initialize_as_copy",
+    "initialize_refiner",
+    "initialize_tokenizer",
+    "initialize_transformer",
+    "low_cosines",
+]
+
+
+class WithoutInitialization(TorchFunctionMode):
+    """In-place functions do nothing, so that layers draw no weights.
+
+    The meta device would do as well, but imports PyTorch's compiler and an algebra system when it is first used, which
+    takes seconds. What was computed in the meantime from tensors that are filled in place has to be made anew.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls ``func``, or returns the tensor that it would change."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _truncated_normal(module: nn.Module, std: float) -> None:

@@ -119,9 +119,7 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
         UserError: If there is no such model, or its weights do not fit its configuration.
     """
     folder = find_folder(name_or_folder)
-    with torch.device("meta"):
-        model = RestoreVAR(read_config(folder))
-    model = model.to_empty(device="cpu")
+    model = RestoreVAR(read_config(folder), initialize=False)
     expected = model.state_dict()
     path = folder / WEIGHTS
     try:

@@ -1,8 +1,9 @@
 """Matrix products through the fastest library at hand.
 
-PyTorch multiplies float32 matrices on the CPU with a library that reaches half of the speed of oneDNN on processors of
-another maker, and its CPU attention stands on the same library. Without gradients both go to oneDNN here (but for small
-heads), through the operator that PyTorch's own compiler emits. Everywhere else these are the standard functions.
+With AVX-512, PyTorch's library for float32 matrices reaches half of oneDNN's speed on processors of another maker, and
+its CPU attention stands on that library. Without gradients both go to oneDNN there (but for small heads), through the
+operator that PyTorch's own compiler emits. With AVX2 alone products are equally fast either way, and PyTorch's
+attention is faster. Everywhere else these are the standard functions.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def by_onednn(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _attends_by_onednn(value: Tensor) -> bool:
+    """Whether attention in parts beats SDPA: where SDPA's products, PyTorch's own, are the slower ones."""
+    return by_onednn(value) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: Gelu | None = None) -> Tensor:
@@ -96,7 +102,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     batch, heads, tokens, width = query.shape
     length = key.shape[2]
     by_products = _keeps_scores(value, tokens * length)
-    if not by_products and not by_onednn(value):
+    if not by_products and not _attends_by_onednn(value):
         return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, scale=scale)
     scale = width**-0.5 if scale is None else scale
     if scale != 1.0:

@@ -322,9 +322,7 @@ def load_published(
         refiner=refiner_config,
     )
     names = published_names(config)
-    with torch.device("meta"):  # no time is spent on drawing weights that are replaced
-        model = RestoreVAR(config)
-    model = model.to_empty(device="cpu")
+    model = RestoreVAR(config, initialize=False)
     _load_strictly(model, weights, names, {"tokenizer": _label(tokenizer), "": _label(transformer or tokenizer)})
     model.rebuild_tables()
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 from restorevar.errors import UserError
 from restorevar.models.config import RestoreVARConfig
 from restorevar.models.detail import DetailPath
-from restorevar.models.initialization import initialize_refiner, initialize_tokenizer, initialize_transformer
+from restorevar.models.initialization import (
+    WithoutInitialization,
+    initialize_refiner,
+    initialize_tokenizer,
+    initialize_transformer,
+)
 from restorevar.models.refiner import Refiner, build_refiner
 from restorevar.models.scales import ScaleSchedule
 from restorevar.models.tokenizer import Tokenizer
@@ -72,28 +78,37 @@ class RestoreVAR(nn.Module):
 
     Args:
         config: Sizes. Parts that are None are left out; ``generate`` needs tokenizer and transformer.
+        initialize: Whether to draw first weights. Without, they hold what was in memory: for weights that are read.
     """
 
-    def __init__(self, config: RestoreVARConfig) -> None:
+    def __init__(self, config: RestoreVARConfig, initialize: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = Tokenizer(config.tokenizer)
-        initialize_tokenizer(self.tokenizer)
         self.transformer: ScaleTransformer | None = None
         self.refiner: Refiner | None = None
         self.detail: DetailPath | None = None
-        latent_channels, vocabulary = config.tokenizer.latent_channels, config.tokenizer.vocabulary_size
-        if config.transformer is not None:
-            self.transformer = ScaleTransformer(config.transformer, latent_channels, vocabulary, config.schedule)
-            initialize_transformer(self.transformer)
-            if config.refiner is not None:
-                self.refiner = build_refiner(config.refiner, latent_channels, config.transformer.width, config.schedule)
-                initialize_refiner(self.refiner)
-        if config.detail is not None:
-            self.detail = DetailPath(config.detail, config.tokenizer)
+        with contextlib.nullcontext() if initialize else WithoutInitialization():
+            self._build(initialize)
         for part in (self.tokenizer, self.refiner, self.detail):
             if part is not None:
                 part.to(memory_format=torch.channels_last)  # the faster layout for convolutions
+
+    def _build(self, initialize: bool) -> None:
+        config = self.config
+        self.tokenizer = Tokenizer(config.tokenizer)
+        if initialize:
+            initialize_tokenizer(self.tokenizer)
+        latent_channels, vocabulary = config.tokenizer.latent_channels, config.tokenizer.vocabulary_size
+        if config.transformer is not None:
+            self.transformer = ScaleTransformer(config.transformer, latent_channels, vocabulary, config.schedule)
+            if initialize:
+                initialize_transformer(self.transformer)
+            if config.refiner is not None:
+                self.refiner = build_refiner(config.refiner, latent_channels, config.transformer.width, config.schedule)
+                if initialize:
+                    initialize_refiner(self.refiner)
+        if config.detail is not None:
+            self.detail = DetailPath(config.detail, config.tokenizer)
 
     @property
     def scales(self) -> ScaleSchedule:
@@ -160,7 +175,7 @@ class RestoreVAR(nn.Module):
         return self
 
     def rebuild_tables(self) -> None:
-        """Recomputes the tables that follow from the schedule, after weights were allocated without initialisation."""
+        """Recomputes the tables that follow from the schedule, after the model was made without initialisation."""
         if self.transformer is not None:
             self.transformer.set_scales(self.scales)
         if self.detail is not None:

@@ -29,6 +29,7 @@ def test_linear_takes_transposed_weights() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_attention_of_strided_parts(scale, dtype, tolerance, monkeypatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(products, "_attends_by_onednn", products.by_onednn)  # without AVX-512, too
     monkeypatch.setattr(products, "SMALLEST_HEAD", 0)
     monkeypatch.setattr(products, "SCORE_BLOCK", 40)  # several blocks of queries
     packed = torch.randn(2, 20, 3 * 24).to(dtype)
