@@ -77,9 +77,10 @@ class TransformerConfig:
         gain_init: Start of the cross-attention gains and of the global condition's gain: 0 when VAR's weights are
             loaded, 1 from scratch, where 0 would leave the condition without gradient.
         local_condition: Adds the condition latent, area-downsampled to s_k, to the inputs of scale k. Not in the paper.
-        mean_scales: How many of the first scales take the token nearest to the mean of the predicted distribution
-            instead of the likeliest one. The likeliest is biased: to keep a dark photo's brightness is one token, to
-            lighten it are many. Not in the paper, which has 0.
+        mean_scales: How many of the first scales add the mean of the predicted distribution to the running sum instead
+            of the likeliest token's entry. The likeliest is biased: to keep a dark photo's brightness is one token, to
+            lighten it are many; and neighbouring tokens of a plain sky leave patches. Not in the paper, which has 0.
+        mean_temperature: What logits are divided by before that mean: below 1 it leans towards the likeliest.
     """
 
     depth: int = 16
@@ -92,6 +93,7 @@ class TransformerConfig:
     gain_init: float = 0.0
     local_condition: bool = False
     mean_scales: int = 0
+    mean_temperature: float = 1.0
 
     @property
     def drop_path_rate(self) -> float:
@@ -189,6 +191,10 @@ class RestoreVARConfig:
             raise UserError(
                 f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be "
                 "a multiple of 4 (2D rotary embedding); change width or heads"
+            )
+        if transformer is not None and not 0 < transformer.mean_temperature <= 10:
+            raise UserError(
+                f"transformer mean_temperature is {transformer.mean_temperature}; expected a number above 0, up to 10"
             )
         self._check_refiner()
         if self.detail is not None:

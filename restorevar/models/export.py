@@ -115,10 +115,13 @@ class ScaleStep(nn.Module):
             x = x + block.cross(x, table, cross[index, 0], cross[index, 1])
         logits = transformer.logits(x)
         tokens = logits.argmax(-1)
+        entries = quantizer.codebook(tokens).float()
         if transformer.config.mean_scales:
-            tokens = torch.where(scale < transformer.config.mean_scales, quantizer.nearest_to_mean(logits), tokens)
-        entries = quantizer.codebook(tokens).float().transpose(1, 2)
-        h = (entries @ up.T).unflatten(2, self.size)
+            is_mean = scale < transformer.config.mean_scales
+            means = quantizer.mean_entries(logits / transformer.config.mean_temperature)
+            tokens = torch.where(is_mean, quantizer.nearest(means.flatten(0, 1)).view_as(tokens), tokens)
+            entries = torch.where(is_mean, means, entries)
+        h = (entries.transpose(1, 2) @ up.T).unflatten(2, self.size)
         weight = self.phi_weight.index_select(0, phi[None])[0]
         bias = self.phi_bias.index_select(0, phi[None])[0]
         added = quantizer.phi_identity * h + quantizer.phi_convolution * F.conv2d(h, weight, bias, padding=1)

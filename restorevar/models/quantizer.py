@@ -67,18 +67,10 @@ class MultiScaleQuantizer(nn.Module):
         distances = torch.addmm(entries.square().sum(1)[None], vectors, entries.T, alpha=-2.0)
         return distances.argmin(1)  # the vector's own squared length moves no minimum
 
-    def nearest_to_mean(self, logits: Tensor) -> Tensor:
-        """Index of the entry nearest to the mean of a distribution of tokens: the least expected squared error.
-
-        Args:
-            logits: (B, n, V) float32.
-
-        Returns:
-            (B, n) int64.
-        """
+    def mean_entries(self, logits: Tensor) -> Tensor:
+        """Mean of a distribution of tokens, (B, n, V) float32 -> (B, n, Z): the least expected squared error."""
         with torch.autocast(logits.device.type, enabled=False):
-            means = logits.softmax(-1) @ self.codebook.weight
-            return self.nearest(means.flatten(0, 1)).unflatten(0, means.shape[:2])
+            return logits.softmax(-1) @ self.codebook.weight
 
     def contribution(self, tokens: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
         """What the tokens of one scale add to the running sum.
@@ -91,9 +83,12 @@ class MultiScaleQuantizer(nn.Module):
         Returns:
             (B, Z, s_K, s_K) float32.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
-            embedded = self.codebook(tokens).float().transpose(1, 2).unflatten(2, scales[scale])
-            return self.spread(embedded, scale, scales)
+        return self.contribution_of(self.codebook(tokens), scale, scales)
+
+    def contribution_of(self, entries: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
+        """:meth:`contribution` of codebook entries, or of means of them, (B, s_k^2, Z)."""
+        with torch.autocast(entries.device.type, enabled=False):
+            return self.spread(entries.float().transpose(1, 2).unflatten(2, scales[scale]), scale, scales)
 
     def spread(self, small: Tensor, scale: int, scales: ScaleSchedule) -> Tensor:
         """Embedded map (B, Z, s_k, s_k) of one scale as an addition to the running sum (B, Z, s_K, s_K)."""

@@ -36,7 +36,7 @@ class RollOut:
     """Result of one autoregressive pass over all scales.
 
     Attributes:
-        tokens: (B, T) int64.
+        tokens: (B, T) int64; of the first ``mean_scales`` scales, those nearest to the means.
         hidden: (B, T, C) the last block's outputs.
         latent: (B, Z, s_K, s_K) running sum f_hat, float32.
     """
@@ -52,10 +52,10 @@ class Generation:
 
     Attributes:
         image: (B, 3, H, W) float32 in [0, 1].
-        tokens: (B, T) int64.
+        tokens: (B, T) int64, see :class:`RollOut`.
         hidden: (B, T, C) the last block's outputs.
-        latent: (B, Z, s_K, s_K) discrete latent f_hat.
-        refined_latent: (B, Z, s_K, s_K) after the refiner; the discrete latent where the model has none.
+        latent: (B, Z, s_K, s_K) running sum f_hat before the refiner.
+        refined_latent: (B, Z, s_K, s_K) after the refiner; `latent` where the model has none.
     """
 
     image: Tensor
@@ -199,7 +199,7 @@ class RestoreVAR(nn.Module):
         return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
-        """Autoregressive pass over all scales: the likeliest tokens, or as ``transformer.mean_scales`` says.
+        """Autoregressive pass over all scales: the likeliest tokens, or as ``transformer.mean_scales`` says, means.
 
         Args:
             features: (B, Z, h, w) encoder features of the degraded photo.
@@ -220,17 +220,19 @@ class RestoreVAR(nn.Module):
         for scale in range(len(scales)):
             inputs = None if running is None else quantizer.next_input(running, scale, scales)
             hidden = transformer.step(state, inputs, scale)
-            tokens = self._choose(hidden, scale)
-            added = quantizer.contribution(tokens, scale, scales)
+            tokens, entries = self._choose(hidden, scale)
+            added = quantizer.contribution_of(entries, scale, scales)
             running = added if running is None else running + added
             yield RollOut(tokens, hidden, running)
 
-    def _choose(self, hidden: Tensor, scale: int) -> Tensor:
-        """Tokens (B, n) of one scale, from the last block's outputs (B, n, C)."""
-        transformer = self._transformer()
+    def _choose(self, hidden: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, n) and entries (B, n, Z) of one scale, from the last block's outputs (B, n, C)."""
+        transformer, quantizer = self._transformer(), self.tokenizer.quantizer
         if scale < transformer.config.mean_scales:
-            return self.tokenizer.quantizer.nearest_to_mean(transformer.logits(hidden))
-        return transformer.predict(hidden)
+            entries = quantizer.mean_entries(transformer.logits(hidden) / transformer.config.mean_temperature)
+            return quantizer.nearest(entries.flatten(0, 1)).unflatten(0, entries.shape[:2]), entries
+        tokens = transformer.predict(hidden)
+        return tokens, quantizer.codebook(tokens)
 
     def refine(self, roll_out: RollOut, features: Tensor) -> Tensor:
         """Continuous latent (B, Z, s_K, s_K) of a roll-out; its discrete one where the model has no refiner."""

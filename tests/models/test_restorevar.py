@@ -43,7 +43,7 @@ def test_generation(refiner: RefinerConfig | None) -> None:
 
 
 def test_first_scales_by_the_mean() -> None:
-    changed = dataclasses.replace(TRANSFORMER, mean_scales=2)
+    changed = dataclasses.replace(TRANSFORMER, mean_scales=2, mean_temperature=0.5)
     model, likeliest = small_model(transformer=changed), small_model(transformer=TRANSFORMER)
     degraded = photos(model)
     found = model.generate(degraded)
@@ -51,9 +51,14 @@ def test_first_scales_by_the_mean() -> None:
     assert model.transformer is not None
     quantizer, logits = model.tokenizer.quantizer, model.transformer.logits(found.hidden)
     split = model.scales.span(1).stop
-    means = logits.softmax(-1) @ quantizer.codebook.weight
+    means = (logits / 0.5).softmax(-1) @ quantizer.codebook.weight
     nearest = torch.cdist(means, quantizer.codebook.weight.expand(2, -1, -1)).argmin(-1)
     assert torch.equal(found.tokens, torch.cat([nearest[:, :split], logits.argmax(-1)[:, split:]], dim=1))
+    entries = quantizer.codebook(found.tokens)
+    entries[:, :split] = means[:, :split]
+    spans = [(scale, model.scales.span(scale)) for scale in range(len(model.scales))]
+    latent = sum(quantizer.contribution_of(entries[:, span], scale, model.scales) for scale, span in spans)
+    assert relative(found.latent, latent) < 1e-5
 
 
 def test_photos_do_not_depend_on_their_neighbours() -> None:
