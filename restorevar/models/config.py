@@ -80,7 +80,6 @@ class TransformerConfig:
         mean_scales: How many of the first scales add the mean of the predicted distribution to the running sum instead
             of the likeliest token's entry. The likeliest is biased: to keep a dark photo's brightness is one token, to
             lighten it are many; and neighbouring tokens of a plain sky leave patches. Not in the paper, which has 0.
-        mean_temperature: What logits are divided by before that mean: below 1 it leans towards the likeliest.
     """
 
     depth: int = 16
@@ -93,7 +92,6 @@ class TransformerConfig:
     gain_init: float = 0.0
     local_condition: bool = False
     mean_scales: int = 0
-    mean_temperature: float = 1.0
 
     @property
     def drop_path_rate(self) -> float:
@@ -191,10 +189,6 @@ class RestoreVARConfig:
             raise UserError(
                 f"transformer width {transformer.width} with {transformer.heads} heads: expected width / heads to be "
                 "a multiple of 4 (2D rotary embedding); change width or heads"
-            )
-        if transformer is not None and not 0 < transformer.mean_temperature <= 10:
-            raise UserError(
-                f"transformer mean_temperature is {transformer.mean_temperature}; expected a number above 0, up to 10"
             )
         self._check_refiner()
         if self.detail is not None:

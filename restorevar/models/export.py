@@ -118,7 +118,7 @@ class ScaleStep(nn.Module):
         entries = quantizer.codebook(tokens).float()
         if transformer.config.mean_scales:
             is_mean = scale < transformer.config.mean_scales
-            means = quantizer.mean_entries(logits / transformer.config.mean_temperature)
+            means = quantizer.mean_entries(logits)
             tokens = torch.where(is_mean, quantizer.nearest(means.flatten(0, 1)).view_as(tokens), tokens)
             entries = torch.where(is_mean, means, entries)
         h = (entries.transpose(1, 2) @ up.T).unflatten(2, self.size)

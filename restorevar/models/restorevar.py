@@ -229,7 +229,7 @@ class RestoreVAR(nn.Module):
         """Tokens (B, n) and entries (B, n, Z) of one scale, from the last block's outputs (B, n, C)."""
         transformer, quantizer = self._transformer(), self.tokenizer.quantizer
         if scale < transformer.config.mean_scales:
-            entries = quantizer.mean_entries(transformer.logits(hidden) / transformer.config.mean_temperature)
+            entries = quantizer.mean_entries(transformer.logits(hidden))
             return quantizer.nearest(entries.flatten(0, 1)).unflatten(0, entries.shape[:2]), entries
         tokens = transformer.predict(hidden)
         return tokens, quantizer.codebook(tokens)

@@ -5,7 +5,7 @@ that besides the photo and its result only one band is held in floating point.
 
 A tile cannot know how bright the rest of the photo is, nor whether its even grey is sky or haze, so neighbouring tiles
 may come back at different levels. One restoration of the whole photo at reduced size says how much each region
-should change: each tile is given a gain and a plane per channel so that its low frequencies change as they did there.
+should change: each tile is given a gain and a smooth map per channel so that its low frequencies change as they did there.
 The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added. Changes are
 compared, not values, so that a model that changes nothing is left exactly alone.
 """
@@ -173,7 +173,7 @@ def measure_global_change(
 
 
 def level(restored: Tensor, given: Tensor, wanted: Tensor, scale: bool) -> Tensor:
-    """Gives each tile a plane per channel, and a gain if asked for, so that its low frequencies change as wanted.
+    """Adds a smooth map to each tile, after a gain if asked for, so that its low frequencies change as wanted.
 
     Args:
         restored: (B, 3, h, w) in [0, 1], changed in place.
@@ -193,17 +193,7 @@ def level(restored: Tensor, given: Tensor, wanted: Tensor, scale: bool) -> Tenso
         gain = gain.clamp(*GAIN_LIMITS)
         restored, means = restored.mul_(gain), means * gain
     left = target - means
-    plane = left.mean((2, 3), keepdim=True)
-    for axis in (2, 3):
-        count, length = wanted.shape[axis], restored.shape[axis]
-        shape = [1, 1, 1, 1]
-        shape[axis] = -1
-        # cell and pixel centres on one scale from -1/2 to 1/2
-        centres = ((torch.arange(count, device=left.device) + 0.5) / count - 0.5).view(shape)
-        slope = (left * centres).mean((2, 3), keepdim=True) / (centres**2).mean().clamp_min(1e-6)
-        places = ((torch.arange(length, device=left.device) + 0.5) / length - 0.5).view(shape)
-        plane = plane + slope * places
-    return restored.add_(plane)
+    return restored.add_(F.interpolate(left, size=restored.shape[2:], mode="bilinear", align_corners=False))
 
 
 def restore_tiles(

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("mean_scales", [0, 2])
 def test_step_with_static_cache_does_what_the_model_does(mean_scales: int) -> None:
-    transformer = dataclasses.replace(TRANSFORMER, mean_scales=mean_scales, mean_temperature=0.7)
+    transformer = dataclasses.replace(TRANSFORMER, mean_scales=mean_scales)
     model = RestoreVAR(small_config(transformer=transformer, refiner=ATTENTION_REFINER)).eval()
     randomize(model)
     photos = torch.rand(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -54,8 +54,6 @@ def test_parts_that_do_not_fit() -> None:
         RestoreVARConfig(tokenizer=TokenizerConfig(base_channels=60))
     with pytest.raises(UserError, match=r"width 100 with 16 heads.*change width or heads"):
         RestoreVARConfig(transformer=TransformerConfig(width=100))
-    with pytest.raises(UserError, match=r"mean_temperature is 0\.0; expected a number above 0"):
-        RestoreVARConfig(transformer=TransformerConfig(mean_temperature=0.0))
     with pytest.raises(UserError, match=r"refiner width 40 does not divide into 3 heads"):
         small_config(refiner=RefinerConfig(width=40, heads=3))
     with pytest.raises(UserError, match=r"refiner width 40 is not a multiple of 16"):

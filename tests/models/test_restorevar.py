@@ -43,7 +43,7 @@ def test_generation(refiner: RefinerConfig | None) -> None:
 
 
 def test_first_scales_by_the_mean() -> None:
-    changed = dataclasses.replace(TRANSFORMER, mean_scales=2, mean_temperature=0.5)
+    changed = dataclasses.replace(TRANSFORMER, mean_scales=2)
     model, likeliest = small_model(transformer=changed), small_model(transformer=TRANSFORMER)
     degraded = photos(model)
     found = model.generate(degraded)
@@ -51,7 +51,7 @@ def test_first_scales_by_the_mean() -> None:
     assert model.transformer is not None
     quantizer, logits = model.tokenizer.quantizer, model.transformer.logits(found.hidden)
     split = model.scales.span(1).stop
-    means = (logits / 0.5).softmax(-1) @ quantizer.codebook.weight
+    means = logits.softmax(-1) @ quantizer.codebook.weight
     nearest = torch.cdist(means, quantizer.codebook.weight.expand(2, -1, -1)).argmin(-1)
     assert torch.equal(found.tokens, torch.cat([nearest[:, :split], logits.argmax(-1)[:, split:]], dim=1))
     entries = quantizer.codebook(found.tokens)
