@@ -5,9 +5,9 @@ that besides the photo and its result only one band is held in floating point.
 
 A tile cannot know how bright the rest of the photo is, nor whether its even grey is sky or haze, so neighbouring tiles
 may come back at different levels. One restoration of the whole photo at reduced size says how much each region
-should change: each tile is given a gain and a smooth map per channel so that its low frequencies change as they did there.
-The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added. Changes are
-compared, not values, so that a model that changes nothing is left exactly alone.
+should change: each tile is given a gain and a smooth map per channel, so that its low frequencies change as they did
+there. The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added.
+Changes are compared, not values, so that a model that changes nothing is left exactly alone.
 """
 
 from collections.abc import Callable, Iterator
