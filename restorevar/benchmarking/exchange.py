@@ -28,8 +28,8 @@ def restore_with_latent_of(model: RestoreVAR, degraded: Pixels, another: Pixels)
     """Restores a photo with the latent of another one, tile by tile.
 
     Encoder features, tokens and refined latent come from the other photo; the detail path, if the model has one, sees
-    the right one. Without a detail path the result is the other photo's restoration, but for
-    the rounding of tiles' levels, which are taken from this photo.
+    the right one. Without a detail path the result is the other photo's restoration, but for the tiles' levels, which
+    start from this photo.
 
     Args:
         model: A whole model.

@@ -1,9 +1,9 @@
-import cv2
 import numpy as np
 import torch
 
 from restorevar.benchmarking.exchange import at_size_of, restore_with_latent_of
 from restorevar.models import DetailConfig, RestoreVAR, RestoreVARConfig
+from restorevar.restoration import tiling
 from tests.conftest import REFINER, SCALES, TOKENIZER, TRANSFORMER
 
 
@@ -23,17 +23,13 @@ def alike(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def near(first: np.ndarray, second: np.ndarray) -> bool:
-    return np.mean(np.abs(first.astype(int) - second)) < 2.5  # levels of cells come from two photos, one resampled
+    return np.mean(np.abs(first.astype(int) - second) <= 3) > 0.99
 
 
-def test_the_latent_is_the_other_photos_and_the_detail_this_photos() -> None:
+def test_the_latent_is_the_other_photos_and_the_detail_this_photos(monkeypatch) -> None:
+    monkeypatch.setattr(tiling, "level", lambda restored, *_: restored)  # levels are taken from this photo
     draw = np.random.default_rng(0).integers
-    photo, another = (
-        cv2.resize(
-            draw(0, 256, (height // 8, width // 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
-        )
-        for height, width in ((40, 48), (64, 36))
-    )
+    photo, another = (draw(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 48), (64, 36)))
     resized = at_size_of(photo, another)
     plain, detailed = make_model(None), make_model(DetailConfig(16, 1))
     assert near(restore_with_latent_of(plain, photo, another), plain.restore(resized))
