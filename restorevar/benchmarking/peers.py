@@ -69,7 +69,9 @@ class LatentDiffusion:
         try:
             from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
         except ImportError as error:
-            raise UserError(f"diffusers cannot be imported ({error}); install restorevar[bench]") from error
+            raise UserError(
+                f'diffusers cannot be imported ({error}); in the repository: python -m pip install ".[bench]"'
+            ) from error
         unet: Any = UNet2DConditionModel(**UNET)
         self.unet = unet.to(device, dtype, memory_format=torch.channels_last).eval()
         parameters = sum(parameter.numel() for parameter in self.unet.parameters())

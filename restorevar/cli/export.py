@@ -39,7 +39,7 @@ def export(
         format: onnx is one model.onnx for onnxruntime; aoti is one model.pt2 compiled for this machine (torch only);
             parts are four torch.export programs (encoder, step, refiner, decoder) and the tables of the scales.
         batch: Photos at once.
-        fidelity: For models with a detail path: 0 (method only) to 1 (keeps most of the input).
+        fidelity: For models with a detail path: 0 (method only) to 1 (the default; keeps most of the input).
         precision: Of the large products and convolutions; onnx takes float32 only.
         size: Side of the photos in pixels; the model's own if not given.
     """
@@ -111,7 +111,9 @@ def _write_onnx(network: "RestoreVAR", fidelity: float, photo: "torch.Tensor", f
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"ONNX packages need the extra bench ({error}); pip install 'restorevar[bench]'") from error
+        raise UserError(
+            f'ONNX packages need the extra bench ({error}); in the repository: python -m pip install ".[bench]"'
+        ) from error
     path = folder / "model.onnx"
     program = torch.onnx.export(
         Whole(network, fidelity).eval(),

@@ -38,7 +38,7 @@ def web(
     """Opens a page to try a model: give a photo, compare before and after, download the result.
 
     The page is for this machine only, and photos stay on it: they are deleted when the command ends (Ctrl-C). Needs the
-    extra `web`: pip install "restorevar[web]".
+    extra `web`: python -m pip install ".[web]" in the repository's folder.
 
     Args:
         model: Name of a shipped model, a model folder, or a hub id.
@@ -80,7 +80,9 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise UserError('the page needs Gradio, which is not installed: pip install "restorevar[web]"') from None
+        raise UserError(
+            'the page needs Gradio, which is not installed; in the repository: python -m pip install ".[web]"'
+        ) from None
     return gradio
 
 
@@ -116,7 +118,7 @@ def build_page(gradio: Any, network: "RestoreVAR", folder: Path) -> Any:
         return (before, after), str(result)
 
     with gradio.Blocks(title="RestoreVAR", analytics_enabled=False) as page:
-        gradio.Markdown("# RestoreVAR\nTakes haze, rain, snow, darkness and blur out of a photo, which stays here.")
+        gradio.Markdown("# RestoreVAR\nRestores photos taken in haze, rain, snow or the dark.")
         with gradio.Row():
             with gradio.Column(scale=1):
                 photo = gradio.File(label="Photo", file_types=list(SUFFIXES), type="filepath")

@@ -351,7 +351,8 @@ def _build_pyiqa(name: str) -> "nn.Module":
         import pyiqa
     except ImportError as error:
         raise _UnavailableError(
-            f"pyiqa cannot be imported ({error}); `pip install restorevar[metrics]` (non-commercial licence)"
+            f'pyiqa cannot be imported ({error}); in the repository: `python -m pip install ".[metrics]"`'
+            " (non-commercial licence)"
         ) from error
     try:
         return pyiqa.create_metric(name, device=torch.device("cpu"), as_loss=False).eval()

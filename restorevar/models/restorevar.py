@@ -278,8 +278,8 @@ class RestoreVAR(nn.Module):
 
         Args:
             degraded: (B, 3, H, W) in [-1, 1]; (H, W) is ``image_size``.
-            fidelity: Weight of the detail path in [0, 1]: 0 is the published method, 1 keeps the most of the input.
-                None is 1 where the model has a detail path.
+            fidelity: Weight of the detail path in [0, 1]: 0 is the published method, 1 keeps as much of the photo as
+                possible. None is 1 where the model has a detail path.
 
         Raises:
             UserError: If the size or the fidelity does not fit the model.

@@ -50,7 +50,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "gradio", raising=False)
     assert main(["web", "--model", "anything"]) == 2
     assert capsys.readouterr().err == (
-        'error: the page needs Gradio, which is not installed: pip install "restorevar[web]"\n'
+        'error: the page needs Gradio, which is not installed; in the repository: python -m pip install ".[web]"\n'
     )
 
 
