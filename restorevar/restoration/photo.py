@@ -277,6 +277,8 @@ def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] 
     if deep:
         image.load()  # Pillow notices a truncated file, OpenCV does not
         pixels = _read_16_bits(path)
+        if image.format == "TIFF":
+            orientation = 1  # OpenCV turns deep TIFFs while it decodes, whatever it is told
     else:
         image.load()
         orientation = orientation_of(image)  # Pillow turns a TIFF while it decodes

@@ -110,10 +110,22 @@ def test_orientation_is_applied_and_reset(tmp_path, suffix, orientation):
     assert details[ExifTags.Base.ExifImageWidth] == (17 if orientation < 5 else 13)
 
 
-def test_16_bits_are_turned_upright_too(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_turned_upright_too(kind, orientation, tmp_path):
     pixels = noise(dtype=np.uint16)
-    write_photo(tmp_path / "a.png", Photo(pixels, exif=exif_with(6).tobytes()))
-    np.testing.assert_array_equal(read_photo(tmp_path / "a.png").pixels, np.rot90(pixels, -1))
+    write_photo(tmp_path / "a", Photo(pixels, exif=exif_with(orientation).tobytes(), format=kind))
+    turns = {
+        1: pixels,
+        2: np.fliplr(pixels),
+        3: np.rot90(pixels, 2),
+        4: np.flipud(pixels),
+        5: np.rot90(np.fliplr(pixels), 1),
+        6: np.rot90(pixels, -1),
+        7: np.rot90(np.fliplr(pixels), -1),
+        8: np.rot90(pixels, 1),
+    }
+    np.testing.assert_array_equal(read_photo(tmp_path / "a").pixels, turns[orientation])
 
 
 def test_jpeg_is_written_at_quality_95_with_full_colour_resolution(tmp_path):
