@@ -1,10 +1,26 @@
-"""How this process takes memory from the system. Imports nothing heavy."""
+"""How this process takes memory from the system, and how much. Imports nothing heavy."""
 
+import contextlib
 import ctypes
 import os
+import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LARGE_PAGES", "keep_freed_memory", "request_large_pages", "return_freed_memory"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "LARGE_PAGES",
+    "free_memory",
+    "keep_freed_memory",
+    "peak_memory",
+    "request_large_pages",
+    "return_freed_memory",
+    "total_memory",
+]
 
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # the environment variable that PyTorch reads
 
@@ -49,6 +65,67 @@ def return_freed_memory() -> None:
     library = _gnu_library()
     if library is not None:
         library.malloc_trim(0)
+
+
+def peak_memory(call: Callable[[], Any], device: "torch.device") -> int | None:
+    """Highest memory in bytes during a call: resident on CPUs, allocated on GPUs; None where it cannot be read."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":  # keeps what it has once taken
+        call()
+        torch.mps.synchronize()
+        return int(torch.mps.driver_allocated_memory())
+    return_freed_memory()
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    try:
+        reset.write_text("5")  # the kernel forgets the peak so far
+    except OSError:
+        call()
+        return None
+    call()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    return int(found[1]) * 1024 if found else None
+
+
+def total_memory(device: "torch.device") -> int | None:
+    """Memory of the device in bytes; None where it cannot be read."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return _meminfo("MemTotal")
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Memory in bytes that could still be taken; None where it cannot be read."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
+    free_of_machine = _meminfo("MemAvailable")
+    candidates = [] if free_of_machine is None else [free_of_machine]
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        candidates.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(candidates, default=None)
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def _gnu_library() -> ctypes.CDLL | None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import gc
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from restorevar.memory import return_freed_memory
+from restorevar import memory
 
-__all__ = ["Measurement", "available_memory", "interleave", "peak_memory", "total_memory"]
+__all__ = ["Measurement", "available_memory", "interleave", "peak_memory"]
 
 
 @dataclass
@@ -43,11 +41,16 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+NameT = TypeVar("NameT", str, tuple[str, str])
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = 1
-) -> dict[str, Measurement]:
+    calls: Mapping[NameT, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = 1
+) -> dict[NameT, Measurement]:
     """Times several calls in turns (A B C, A B C ...), so that a machine that slows down does so for all of them.
 
     Args:
@@ -70,43 +73,14 @@ def interleave(
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Highest memory in bytes during a call: resident on CPUs, allocated on GPUs; None where it cannot be read."""
+    """:func:`restorevar.memory.peak_memory` of a call alone, without what awaits collection."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    return_freed_memory()
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")  # the kernel forgets the peak so far
-    except OSError:
-        return None
-    call()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-    return int(found[1]) * 1024 if found else None
-
-
-def _meminfo(name: str) -> int | None:
-    try:
-        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def total_memory(device: torch.device) -> int | None:
-    """Memory of the device in bytes; None where it cannot be read."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return _meminfo("MemTotal")
+    return memory.peak_memory(call, device)
 
 
 def available_memory(device: torch.device) -> int | None:
     """Memory in bytes that may still be taken: up to 80 % of the device's in all; None where it cannot be read."""
-    total = total_memory(device)
-    if total is None:
+    total, free = memory.total_memory(device), memory.free_memory(device)
+    if total is None or free is None:
         return None
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _meminfo("MemAvailable") or 0
     return max(free - total // 5, 0)

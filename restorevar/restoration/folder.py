@@ -117,12 +117,17 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
 
 def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
     skipped = output.resolve()
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse_folder):
         here = Path(root)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != skipped)
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield here / name
+
+
+def _refuse_folder(error: OSError) -> None:
+    """What `os.walk` would pass over, photos and all."""
+    raise UserError(f"{error.filename}: the folder cannot be read ({error.strerror}); mend that, or move it away")
 
 
 class Record:

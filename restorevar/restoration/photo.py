@@ -36,6 +36,7 @@ from restorevar.files import atomic_write
 __all__ = [
     "SUFFIXES",
     "Photo",
+    "cmyk_to_rgb",
     "kept_info",
     "orientation_of",
     "read_photo",
@@ -309,9 +310,13 @@ def _read_16_bits(path: Path) -> NDArray[np.uint16]:
 def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
     """(H, W, 3 or 4) uint8, or uint16 for 16-bit grey."""
     if image.mode.startswith("I;16"):
-        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
+        grey = np.asarray(image).astype(np.uint16)
+        channels = [grey, grey, grey]
+        if "transparency" in image.info:
+            channels.append(np.where(grey == image.info["transparency"], 0, 65535).astype(np.uint16))
+        return np.stack(channels, axis=2)
     if image.mode == "CMYK":
-        return np.array(_cmyk_to_rgb(image))
+        return np.array(cmyk_to_rgb(image))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return np.array(image.convert("RGBA"))
     return np.array(image.convert("RGB"))
@@ -330,7 +335,8 @@ def _samples_of_16_bits(image: Image.Image, path: Path) -> Literal["", "grey", "
     return ""
 
 
-def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
+def cmyk_to_rgb(image: Image.Image) -> Image.Image:
+    """SRGB of a CMYK image, through its embedded profile if there is one."""
     profile = image.info.get("icc_profile")
     if profile:
         try:

@@ -1,9 +1,8 @@
 """One photo of any size through a model: what `RestoreVAR.restore` and the command line share."""
 
 import contextlib
-import sys
+import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -13,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from restorevar.errors import UserError
+from restorevar.memory import free_memory, peak_memory
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
-from restorevar.restoration.photo import kept_info, orientation_of, upright
+from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
 from restorevar.restoration.tiling import measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Restorer:
     """Restores photos of any size with one model and one set of options.
 
     The first call of the model takes one tile and shows how much memory that needs; how many tiles go together from
-    then on follows from the free memory. If memory runs out all the same, the photo is begun again with fewer tiles at
-    once, or smaller ones, and the restorer stays there.
+    then on follows from the free memory; one where that cannot be told. If memory runs out all the same, the photo is
+    begun again with one tile at a time, then with smaller ones, and the restorer stays there.
 
     Args:
         model: The model.
@@ -96,46 +96,53 @@ class Restorer:
         self.device = torch.device(getattr(model, "device", "cpu"))
         self._note = note or (lambda line: None)
         self._batch_limit = _MAX_BATCH.get(self.device.type, 4)
-        self._tile_memory: int | None = None
+        self._is_measured = False
+        self._tile_memory: int | None = None  # unknown, also after a measurement that the system does not allow
 
     def restore(self, pixels: NDArray[Any], progress: Callable[[float], None] | None = None) -> NDArray[Any]:
         """Restores a photo.
 
         Args:
             pixels: (H, W, 3) RGB: uint8, uint16, or floating point in [0, 1].
-            progress: Called now and then with the share of the work that was just done; the shares add up to 1.
+            progress: Called now and then with the share of the work that was just done; the shares add up to 1, also
+                where memory runs out on the way.
 
         Returns:
             An array of the same shape and type.
 
         Raises:
-            UserError: If memory runs out with a small tile as well.
+            UserError: If memory runs out with the smallest tile as well.
         """
         check_range(pixels)
         work = pixels if pixels.dtype in (np.uint8, np.uint16) else pixels.astype(np.float32, copy=False)
-        try:
-            restored = self._attempt(work, progress)
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            restored = None  # begun again outside, where the failed attempt's memory is free
-        if restored is None:
-            self._shrink()
+        told = 0.0
+
+        def tell(share: float) -> None:
+            nonlocal told
+            if progress is not None and share > told:
+                progress(share - told)
+                told = share
+
+        while True:
             try:
-                restored = self._attempt(work, None)
+                restored = self._attempt(work, tell)
+                break
             except Exception as error:
                 if not _is_out_of_memory(error):
                     raise
-                height, width = self.tile
-                raise UserError(
-                    f"out of memory with one {width} x {height} tile at a time; "
-                    "choose a smaller tile, another device, or close other programs"
-                ) from None
+            self._shrink()  # outside the handler, where the failed attempt's memory is free
         fix_color(restored, work, self.color_fix)
         return restored.astype(pixels.dtype, copy=False)
 
-    def _attempt(self, pixels: NDArray[Any], progress: Callable[[float], None] | None) -> NDArray[Any]:
-        change = None
+    def _attempt(self, pixels: NDArray[Any], tell: Callable[[float], None]) -> NDArray[Any]:
+        """Restores a photo; ``tell`` hears the share that is done."""
+        change, done = None, 0.0
+
+        def progress(count: int, total: int) -> None:
+            nonlocal done
+            done += count / total
+            tell(done)
+
         # the size is switched outside inference mode: what that makes must stay fit for training
         with _working_at(self.model, self.tile), torch.inference_mode():
             fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
@@ -149,21 +156,24 @@ class Restorer:
                 batch_size=self._batch_size,
                 device=self.device,
                 change=change,
-                progress=None if progress is None else lambda done, total: progress(done / total),
+                progress=progress,
             )
 
     def _generate(self, tiles: Tensor) -> Tensor:
-        if self._tile_memory is not None:
+        if self._is_measured:
             return self.model.generate(tiles, fidelity=self.fidelity).image
-        before = _peak_memory(self.device, reset=True)
-        image = self.model.generate(tiles, fidelity=self.fidelity).image
-        self._tile_memory = max(_peak_memory(self.device) - before, 1 << 20) // len(tiles)
-        return image
+        images = []
+        before = peak_memory(lambda: None, self.device)
+        peak = peak_memory(lambda: images.append(self.model.generate(tiles, fidelity=self.fidelity).image), self.device)
+        if before is not None and peak is not None:
+            self._tile_memory = max(peak - before, 1 << 20) // len(tiles)
+        self._is_measured = True
+        return images[0]
 
     def _batch_size(self) -> int:
         if self._tile_memory is None:
             return 1
-        free = _free_memory(self.device)
+        free = free_memory(self.device)
         fitting = self._batch_limit if free is None else int(0.6 * free / self._tile_memory)
         return max(1, min(fitting, self._batch_limit))
 
@@ -265,9 +275,13 @@ def _restore_image(restorer: Restorer, image: Image.Image, progress: Progress) -
     orientation = orientation_of(image)
     if mode == "1":
         image = image.convert("L")
+    elif mode == "CMYK":
+        image = cmyk_to_rgb(image)
+    elif mode.startswith("I;16"):
+        pass  # stays as deep; of a transparent value Pillow has no form
     elif mode in ("La", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("LA" if mode in ("L", "La") else "RGBA")
-    elif mode not in ("L", "LA", "RGB", "RGBA") and not mode.startswith("I;16"):
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("RGB")
     pixels = upright(np.asarray(image), orientation)
     if mode.startswith("I;16"):
@@ -349,24 +363,20 @@ def _working_at(model: Any, tile: tuple[int, int]) -> Iterator[None]:
         yield
         return
     restorevar: RestoreVAR = model
-    before = restorevar.scales
-    # the refiner's position embeddings are resized: going back by resizing again would blur them
-    weights = restorevar.state_dict()
-    restorevar.set_scales(_scaled_schedule(before.sizes, tile, _step(model)))
+    before, step = restorevar.scales, _step(model)
+    # the very tensors are put back: an optimizer or a captured graph may hold them, and position embeddings that were
+    # resized back would be blurred
+    tensors = dict(itertools.chain(restorevar.named_parameters(), restorevar.named_buffers()))
+    restorevar.set_scales(before.scaled((tile[0] // step, tile[1] // step)).to_list())
     try:
         yield
     finally:
-        after = restorevar.state_dict()
         restorevar.set_scales(before.to_list())
-        changed = {name: value for name, value in weights.items() if after[name].shape != value.shape}
-        restorevar.load_state_dict(changed, strict=False)
-
-
-def _scaled_schedule(sizes: tuple[tuple[int, int], ...], tile: tuple[int, int], step: int) -> list[list[int]]:
-    """The schedule stretched to another finest size."""
-    finest = sizes[-1]
-    target = tile[0] // step, tile[1] // step
-    return [[max(round(size[axis] * target[axis] / finest[axis]), 1) for axis in (0, 1)] for size in sizes]
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            owner = restorevar.get_submodule(path)
+            kept: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+            kept[leaf] = tensor
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -374,37 +384,3 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     message = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
-
-
-def _peak_memory(device: torch.device, reset: bool = False) -> int:
-    """Bytes: the most that was in use, from here on if ``reset`` and where that can be asked for."""
-    if device.type == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-            return torch.cuda.memory_allocated(device)
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":
-        return int(torch.mps.driver_allocated_memory())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes that could still be taken; None where it cannot be told."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
-    candidates = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit
-        limit = Path("/sys/fs/cgroup/memory.max").read_text()
-        candidates.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return min(candidates) if candidates else None

@@ -244,9 +244,26 @@ class Silence:
 source = Path(sys.argv[1])
 job = Job(source, source.parent / "out" / source.name)
 restorer = Restorer(Model(), global_correction="on", color_fix="wavelet")
+restorer._is_measured, restorer._tile_memory = True, 1 << 20  # measuring a tile would forget the peak so far
 assert run_jobs([job], restorer, Record(source.parent / "out", {}), Silence(), True).restored == 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "photos" / name / "photo.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"photos.b: the folder cannot be read \(Permission denied\)"):
+        plan_jobs([tmp_path / "photos"], tmp_path / "out")
 
 
 @pytest.mark.slow

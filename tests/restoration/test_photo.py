@@ -294,3 +294,11 @@ def test_damaged_exif_does_not_stop_a_photo(tmp_path):
     photo = read_photo(path)
     assert photo.pixels.shape == (13, 17, 3)
     round_trip(path, tmp_path / "b.jpg").load()
+
+
+def test_a_transparent_value_of_deep_grey_becomes_alpha(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=int(values[2, 3]))
+    photo = read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(photo.pixels[..., 0], values)
+    np.testing.assert_array_equal(photo.alpha == 0, values == values[2, 3])

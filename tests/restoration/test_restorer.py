@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from restorevar.errors import UserError
+from restorevar.restoration import restorer as restorer_module
+from restorevar.restoration.photo import read_rgb
 from restorevar.restoration.restorer import Restorer, restore_photo
 from tests.restoration.stubs import StubModel, tiny_model
 
@@ -55,6 +57,21 @@ def test_an_image_comes_back_upright_with_its_profile_and_exif(tmp_path, suffix,
         assert carrier.info["icc_profile"] == b"profile"
         assert carrier.getexif()[ExifTags.Base.Orientation] == 1
         assert carrier.getexif()[ExifTags.Base.Make] == "Maker"
+
+
+def test_cmyk_goes_through_its_profile_as_a_file_does(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (30, 50, 4), np.uint8)
+    Image.fromarray(values, "CMYK").save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(np.asarray(restore_photo(StubModel(), image)), read_rgb(tmp_path / "a.tif"))
+
+
+def test_deep_grey_with_a_transparent_value_stays_deep(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (30, 50)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=int(values[0, 0]))
+    with Image.open(tmp_path / "a.png") as image:
+        assert "transparency" in image.info
+        np.testing.assert_array_equal(np.asarray(restore_photo(StubModel(), image)), values)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
@@ -166,9 +183,42 @@ def test_out_of_memory_with_a_single_tile_is_met_with_a_smaller_one(monkeypatch)
     assert "16 px" in notes[0]
 
 
+def test_out_of_memory_is_met_with_fewer_tiles_then_with_ever_smaller_ones(monkeypatch):
+    model, notes, shares = tiny_model(), [], []
+    generate = model.generate
+    calls = iter(range(1000))
+
+    def at_most_16_px(tiles, fidelity=None):
+        if len(tiles) > 1 or (tiles.shape[-1] > 16 and next(calls) > 2):
+            raise MemoryError
+        return generate(tiles, fidelity)
+
+    monkeypatch.setattr(model, "generate", at_most_16_px)
+    restorer = Restorer(model, note=notes.append)
+    restored = restorer.restore(np.zeros((150, 150, 3), np.uint8), shares.append)
+    assert restored.shape == (150, 150, 3)
+    assert ["one at a time" in note for note in notes] == [True, False]
+    assert restorer.tile == (16, 16)
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+
+
+def test_tiles_go_one_at_a_time_where_memory_cannot_be_told(monkeypatch):
+    monkeypatch.setattr(restorer_module, "peak_memory", lambda call, device: call())
+    sizes = []
+
+    def note_batch(tiles):
+        sizes.append(len(tiles))
+        return tiles
+
+    restore_photo(StubModel(note_batch), np.zeros((200, 200, 3), np.uint8))
+    assert set(sizes) == {1}
+
+
 @pytest.mark.parametrize("refiner", ["attention", "convolution"])
 def test_another_size_of_tile_leaves_the_model_as_it_was(refiner):
-    model = tiny_model(refiner)
+    model = tiny_model(refiner).requires_grad_(False)
+    tensors = {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     own = model.restore(photo)
@@ -176,9 +226,12 @@ def test_another_size_of_tile_leaves_the_model_as_it_was(refiner):
     assert other.shape == own.shape
     assert (other != own).any()
     assert model.image_size == (32, 32)
+    # a captured graph or an optimizer may hold them
+    assert {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]} == tensors
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
         assert not value.is_inference()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     np.testing.assert_array_equal(model.restore(photo), own)
     with pytest.raises(UserError, match="multiple of 4"):
         model.restore(photo, tile=50)
