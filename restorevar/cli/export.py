@@ -2,11 +2,14 @@
 
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from restorevar.errors import UserError
+from restorevar.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
 
 __all__ = ["export"]
+
+RECORD = "package.json"
+"""Says what a package is and which files belong to it; written last."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -28,6 +34,7 @@ def export(
     fidelity: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     size: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a package that restores without this code, and checks it against the model on a random photo.
 
@@ -42,14 +49,17 @@ def export(
         fidelity: For models with a detail path: 0 (method only) to 1 (the default; keeps most of the input).
         precision: Of the large products and convolutions; onnx takes float32 only.
         size: Side of the photos in pixels; the model's own if not given.
+        overwrite: Replace the package that the output folder holds.
     """
     if batch < 1:
         raise UserError(f"batch is {batch}; expected a positive number")
     if format == "onnx" and precision != "float32":
         raise UserError("onnx packages are float32; expected --precision float32, or --format aoti or parts")
+    if (output / RECORD).exists() and not overwrite:
+        raise UserError(f"{output} holds a package already; give another --output, or --overwrite to replace it")
     import torch
 
-    from restorevar.models import RestoreVAR
+    from restorevar.models import RestoreVAR, pretrained
 
     network = RestoreVAR.from_pretrained(model)
     if network.transformer is None:
@@ -59,47 +69,70 @@ def export(
     network.set_precision(getattr(torch, precision)).requires_grad_(False)
     weight = network.resolve_fidelity(fidelity)
     photo = torch.rand(batch, 3, *network.image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    output.mkdir(parents=True, exist_ok=True)
     write: Callable[[RestoreVAR, float, torch.Tensor, Path], torch.Tensor]
     write = {"onnx": _write_onnx, "aoti": _write_aoti, "parts": _write_parts}[format]
     log.info("tracing and writing (minutes for large models)")
-    with torch.no_grad():
-        found = write(network, weight, photo, output)
-        expected = network.generate(photo, fidelity=weight).image
-    error = ((found - expected).norm() / expected.norm()).item()
-    if not error < TOLERANCE[precision]:
-        raise UserError(
-            f"the package's photo differs from the model's by {error:.1e} (relative norm); expected less than "
-            f"{TOLERANCE[precision]:.0e}: do not use {output}"
-        )
-    height, width = network.image_size
-    record = {
-        "format": format,
-        "model": Path(model).name,
-        "batch": batch,
-        "height": height,
-        "width": width,
-        "scales": network.scales.to_list(),
-        "fidelity": weight,
-        "precision": precision,
-        "torch": torch.__version__,
-        "relative_error": error,
-    }
-    (output / "package.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+        folder = Path(name)
+        with torch.no_grad():
+            found = write(network, weight, photo, folder)
+            expected = network.generate(photo, fidelity=weight).image
+        error = ((found - expected).norm() / expected.norm()).item()
+        if not error < TOLERANCE[precision]:
+            raise UserError(
+                f"the package's photo differs from the model's by {error:.1e} (relative norm); expected less than "
+                f"{TOLERANCE[precision]:.0e}; nothing was written"
+            )
+        terms = pretrained.license_file(model)
+        if terms is not None:
+            shutil.copyfile(terms, folder / terms.name)
+        height, width = network.image_size
+        record = {
+            "format": format,
+            "model": Path(model).name,
+            "license": network.config.license,
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "scales": network.scales.to_list(),
+            "fidelity": weight,
+            "precision": precision,
+            "torch": torch.__version__,
+            "relative_error": error,
+        }
+        _publish(folder, output, record)
     log.info("%s: the same photo as the model's to %.1e (relative norm)", output, error)
+
+
+def _publish(folder: Path, output: Path, record: dict[str, Any]) -> None:
+    """Puts the files of a checked package in the place of the one before, the record last."""
+    output.mkdir(exist_ok=True)
+    try:
+        before = json.loads((output / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        before = []
+    (output / RECORD).unlink(missing_ok=True)
+    for name in before:
+        if Path(name).name == name:
+            (output / name).unlink(missing_ok=True)
+    files = sorted(path.name for path in folder.iterdir())
+    for name in files:
+        (folder / name).replace(output / name)
+    with atomic_write(output / RECORD) as temporary:
+        temporary.write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
 def _resize(network: "RestoreVAR", size: int) -> None:
     """Moves the model to square photos of another side, its token maps in proportion."""
     rows, columns = network.image_size
-    if rows != columns or size % network.config.tokenizer.downsampling:
-        step = network.config.tokenizer.downsampling
+    step = network.config.tokenizer.downsampling
+    if rows != columns or size % step or size < 4 * step:
         raise UserError(
-            f"size is {size}; expected a multiple of {step} for a model with square photos ({rows}x{columns})"
+            f"size is {size}; expected a multiple of {step} from {4 * step} on, for a model with square photos"
+            f" ({rows} x {columns})"
         )
-    last = network.scales[-1][0]
-    new = size // network.config.tokenizer.downsampling
-    network.set_scales([max(1, round(side * new / last)) for side, _ in network.scales])
+    network.set_scales(network.scales.scaled((size // step, size // step)).to_list())
 
 
 def _write_onnx(network: "RestoreVAR", fidelity: float, photo: "torch.Tensor", folder: Path) -> "torch.Tensor":

@@ -19,7 +19,7 @@ from restorevar.files import atomic_write, sha256
 from restorevar.models.config import RestoreVARConfig
 from restorevar.models.restorevar import RestoreVAR, in_float32_island
 
-__all__ = ["copy_license", "find_folder", "load", "read_config", "save", "shipped_models"]
+__all__ = ["copy_license", "find_folder", "license_file", "load", "read_config", "save", "shipped_models"]
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -187,11 +187,25 @@ def copy_license(source: str | os.PathLike[str], folder: str | os.PathLike[str])
         folder: Folder of the model made from it.
     """
     name = read_config(folder).license
-    if name is not None and Path(name).name == name and not (Path(folder) / name).exists():
-        file = find_folder(source) / name
-        if file.is_file():
+    if name is not None and not (Path(folder) / name).exists():
+        file = license_file(source, name)
+        if file is not None:
             with atomic_write(Path(folder) / name) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def license_file(source: str | os.PathLike[str], name: str | None = None) -> Path | None:
+    """The file in a model folder that holds the terms of its weights; None where there is none.
+
+    Args:
+        source: Shipped name, model folder or hub id.
+        name: Its name; what ``config.json`` says if not given.
+    """
+    folder = find_folder(source)
+    name = name or read_config(folder).license
+    if name is None or Path(name).name != name or not (folder / name).is_file():
+        return None
+    return folder / name
 
 
 def _card(model: RestoreVAR) -> str:

@@ -76,6 +76,13 @@ class ScaleSchedule:
         """Number of tokens T over all scales."""
         return sum(self.lengths)
 
+    def scaled(self, finest: tuple[int, int]) -> ScaleSchedule:
+        """The schedule stretched to another finest size (height, width)."""
+        now = self.finest
+        return ScaleSchedule(
+            [[max(round(size[axis] * finest[axis] / now[axis]), 1) for axis in (0, 1)] for size in self.sizes]
+        )
+
     def span(self, scale: int) -> slice:
         """Where the tokens of a scale lie in the flattened sequence."""
         return slice(self.starts[scale], self.starts[scale] + self.lengths[scale])

@@ -1,5 +1,7 @@
 import dataclasses
+import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,6 +50,9 @@ def test_step_with_static_cache_does_what_the_model_does(mean_scales: int) -> No
     assert torch.allclose(running.view_as(expected.latent), expected.latent, atol=1e-5)
 
 
+export_module = importlib.import_module("restorevar.cli.export")  # the package has a function of this name
+
+
 def check(folder, output, words, tolerance=1e-5) -> dict:
     assert main(["export", "--model", str(folder), "--output", str(output), *words]) == 0
     record = json.loads((output / "package.json").read_text())
@@ -63,6 +68,38 @@ def test_parts_restore_the_same_photo(folder, tmp_path) -> None:
         *("encoder.pt2", "step.pt2", "refiner.pt2", "decoder.pt2"),
         *("tables.safetensors", "package.json"),
     }
+    assert {*record["files"], "package.json"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_package_is_replaced_only_when_asked_and_only_by_a_checked_one(folder, tmp_path, monkeypatch, capsys) -> None:
+    licensed, output = tmp_path / "licensed", tmp_path / "package"
+    shutil.copytree(folder, licensed)
+    config = json.loads((licensed / "config.json").read_text())
+    config["model"]["license"] = "TERMS"
+    (licensed / "config.json").write_text(json.dumps(config))
+    (licensed / "TERMS").write_text("for tests")
+    written = {"new": torch.zeros(1)}
+
+    def write(network, fidelity, photo, folder):
+        (folder / f"{next(iter(written))}.bin").write_text("weights")
+        return network.generate(photo, fidelity=fidelity).image + next(iter(written.values()))
+
+    monkeypatch.setattr(export_module, "_write_parts", write)
+    words = ["export", "--model", str(licensed), "--output", str(output), "--format", "parts"]
+    assert main(words) == 0
+    (output / "mine.txt").write_text("the user's own")
+    assert {path.name for path in output.iterdir()} == {"new.bin", "TERMS", "package.json", "mine.txt"}
+    assert main(words) == 2
+    assert "holds a package already" in capsys.readouterr().err
+    written = {"wrong": torch.ones(1)}
+    assert main([*words, "--overwrite"]) == 2
+    assert "differs from the model's" in capsys.readouterr().err
+    assert {path.name for path in output.iterdir()} == {"new.bin", "TERMS", "package.json", "mine.txt"}
+    written = {"newer": torch.zeros(1)}
+    assert main([*words, "--overwrite"]) == 0
+    assert {path.name for path in output.iterdir()} == {"newer.bin", "TERMS", "package.json", "mine.txt"}
+    assert json.loads((output / "package.json").read_text())["license"] == "TERMS"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["licensed", "package"]
 
 
 def test_parts_in_bfloat16(folder, tmp_path) -> None:
@@ -84,6 +121,7 @@ def test_whole_programs_restore_the_same_photo(folder, tmp_path, kind) -> None:
         (["--batch", "0"], "batch is 0; expected a positive number"),
         (["--precision", "bfloat16"], "onnx packages are float32"),
         (["--size", "30"], "size is 30; expected a multiple of 4"),
+        (["--size", "0"], "size is 0; expected a multiple of 4 from 16 on"),
         (["--fidelity", "3", "--format", "parts"], "fidelity is 3.0; expected a number from 0"),
     ],
 )

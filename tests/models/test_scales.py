@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restorevar.errors import UserError
@@ -71,3 +71,14 @@ def test_plain_numbers_give_the_schedule_back(schedule: ScaleSchedule) -> None:
 def test_bad_schedules_are_refused(sizes: list) -> None:
     with pytest.raises(UserError, match=r"scale schedule .* expected"):
         ScaleSchedule(sizes)
+
+
+@given(schedules())
+@settings(max_examples=30, deadline=None)
+def test_a_schedule_stretches_and_comes_back(schedule: ScaleSchedule) -> None:
+    height, width = schedule.finest
+    assert schedule.scaled(schedule.finest) == schedule
+    larger = schedule.scaled((3 * height, 2 * width))
+    assert larger.sizes == tuple((3 * rows, 2 * columns) for rows, columns in schedule.sizes)
+    assert larger.scaled(schedule.finest) == schedule
+    assert schedule.scaled((1, 1)).sizes == ((1, 1),) * len(schedule)
