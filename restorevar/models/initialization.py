@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from restorevar.models.refiner import AttentionRefiner, ConvolutionRefiner, Refiner
 from restorevar.models.tokenizer import Tokenizer
-from restorevar.models.transformer import CrossAttention, ScaleTransformer
+from restorevar.models.transformer import ScaleTransformer
 
 __all__ = [
     "WithoutInitialization",
@@ -144,11 +144,6 @@ def initialize_transformer(transformer: ScaleTransformer) -> None:
     for block in transformer.block_sequence:
         block.attention.out.weight.data.div_(shrink)
         block.mlp.fc2.weight.data.div_(shrink)
-    for layer in transformer.modules():
-        if isinstance(layer, CrossAttention):
-            nn.init.constant_(layer.gain, transformer.config.gain_init)
-            nn.init.constant_(layer.scale.log_scale, math.log(4.0))
-    nn.init.constant_(transformer.global_gain, transformer.config.gain_init)
 
 
 def initialize_refiner(refiner: Refiner) -> None:

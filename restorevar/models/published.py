@@ -72,16 +72,37 @@ def _unwrap(values: object, what: str, where: str) -> dict[str, Tensor]:
     return values
 
 
+PUBLISHED_SETTINGS = {
+    "tokenizer": ("stem_patch", "norm_groups", "phi_identity", "phi_convolution", "linear_path"),
+    "transformer": ("rotary_base", "local_condition", "mean_scales"),
+    "refiner": ("kind",),
+}
+"""Settings of each part that the published model fixes, at our defaults."""
+
+
+def unpublished_settings(config: RestoreVARConfig) -> list[str]:
+    """What a model has that the published one has not: settings as ``part.name``, or ``detail``."""
+    found = ["detail"] if config.detail is not None else []
+    for part, names in PUBLISHED_SETTINGS.items():
+        chosen = getattr(config, part)
+        for name in names if chosen is not None else ():
+            if getattr(chosen, name) != getattr(type(chosen)(), name):
+                found.append(f"{part}.{name}")
+    return found
+
+
 def published_names(config: RestoreVARConfig) -> dict[str, str]:
     """Table of names: ours -> published, for every weight of a model of these sizes.
 
     Raises:
-        UserError: If the model has parts that the published one has not.
+        UserError: If the model has parts or settings that the published one has not.
     """
+    if found := unpublished_settings(config):
+        raise UserError(
+            f"found a model with {', '.join(found)}, which has no published form; only the paper's converts"
+        )
     names = _tokenizer_names(config.tokenizer)
     if config.transformer is not None:
-        if config.transformer.local_condition:
-            raise UserError("a transformer with local_condition has no published form")
         names |= _transformer_names(config.transformer)
     if config.refiner is not None:
         names |= _refiner_names(config.refiner)
@@ -108,8 +129,6 @@ def _attention_names(ours: str, published: str) -> dict[str, str]:
 
 
 def _tokenizer_names(config: TokenizerConfig) -> dict[str, str]:
-    if config.stem_patch != 1:
-        raise UserError("a tokenizer with stem_patch above 1 has no published form; only full-resolution stems convert")
     names: dict[str, str] = {}
     widths = config.level_channels
     last = len(widths) - 1
@@ -180,8 +199,6 @@ def _transformer_names(config: TransformerConfig) -> dict[str, str]:
 
 
 def _refiner_names(config: RefinerConfig) -> dict[str, str]:
-    if config.kind != "attention":
-        raise UserError(f"a refiner of kind '{config.kind}' has no published form; only 'attention' converts")
     names = {
         "refiner.latent_position": "vae_refiner.pos_embedding",
         "refiner.hidden_position": "vae_refiner.pos_embedding_cond",
@@ -385,8 +402,6 @@ def to_published(model: RestoreVAR, tables: bool = True) -> tuple[dict[str, Tens
         UserError: If the model has parts that the published one has not.
     """
     config = model.config
-    if config.detail is not None:
-        raise UserError("the detail path has no published form; convert a model without it")
     tokenizer: dict[str, Tensor] = {}
     transformer: dict[str, Tensor] = {}
     names = published_names(config)

@@ -64,7 +64,8 @@ class MultiScaleQuantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Index of the nearest codebook entry in Euclidean distance, (N, Z) -> (N,) int64."""
         entries = self.codebook.weight
-        distances = torch.addmm(entries.square().sum(1)[None], vectors, entries.T, alpha=-2.0)
+        with torch.autocast(vectors.device.type, enabled=False):
+            distances = torch.addmm(entries.square().sum(1)[None], vectors.to(entries.dtype), entries.T, alpha=-2.0)
         return distances.argmin(1)  # the vector's own squared length moves no minimum
 
     def mean_entries(self, logits: Tensor) -> Tensor:

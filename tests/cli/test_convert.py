@@ -121,7 +121,7 @@ def test_model_without_a_published_form(tmp_path: Path, capsys: pytest.CaptureFi
 
     small_model(refiner=CONVOLUTION_REFINER).save_pretrained(tmp_path / "model")
     assert run("--model", tmp_path / "model", "--output", tmp_path / "out") == 2
-    assert "'convolution' has no published form" in capsys.readouterr().err
+    assert "refiner.kind, which has no published form" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -309,10 +309,18 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("changes", "what"),
         [
-            ({"detail": DETAIL}, "detail path"),
-            ({"refiner": CONVOLUTION_REFINER}, "'convolution'"),
-            ({"tokenizer": TokenizerConfig(base_channels=32, stem_patch=2)}, "stem_patch"),
-            ({"transformer": TransformerConfig(width=32, heads=2, local_condition=True)}, "local_condition"),
+            ({"detail": DETAIL}, "detail"),
+            ({"refiner": CONVOLUTION_REFINER}, "refiner.kind"),
+            ({"tokenizer": TokenizerConfig(base_channels=32, stem_patch=2)}, "tokenizer.stem_patch"),
+            ({"tokenizer": TokenizerConfig(base_channels=32, linear_path=True)}, "tokenizer.linear_path"),
+            ({"tokenizer": TokenizerConfig(base_channels=32, norm_groups=16)}, "tokenizer.norm_groups"),
+            ({"tokenizer": TokenizerConfig(base_channels=32, phi_identity=1.0)}, "tokenizer.phi_identity"),
+            (
+                {"transformer": TransformerConfig(width=32, heads=2, local_condition=True)},
+                "transformer.local_condition",
+            ),
+            ({"transformer": TransformerConfig(width=32, heads=2, mean_scales=2)}, "transformer.mean_scales"),
+            ({"transformer": TransformerConfig(width=32, heads=2, rotary_base=100.0)}, "transformer.rotary_base"),
         ],
     )
     def test_our_own_parts_have_no_published_form(self, changes: dict, what: str) -> None:

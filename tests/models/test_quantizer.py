@@ -129,3 +129,12 @@ def test_the_mean_is_not_the_likeliest() -> None:
         torch.testing.assert_close(layer.mean_entries(logits), torch.full((2, 3, CHANNELS), 0.6))
         certain = torch.full((1, 1, 4), -1e9).index_fill(2, torch.tensor([3]), 0.0)
         assert torch.equal(layer.mean_entries(certain)[0, 0], layer.codebook.weight[3])
+
+
+@torch.no_grad()
+def test_nearest_entries_are_found_in_float32_under_autocast() -> None:
+    model = MultiScaleQuantizer(TokenizerConfig(latent_channels=CHANNELS, vocabulary_size=4096)).eval()
+    vectors = torch.randn(500, CHANNELS, generator=torch.Generator().manual_seed(0))
+    expected = model.nearest(vectors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.nearest(vectors), expected)
