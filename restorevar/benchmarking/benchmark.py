@@ -20,7 +20,7 @@ import restorevar
 from restorevar import memory
 from restorevar.benchmarking.cost import Rates, count, rate_calls
 from restorevar.benchmarking.parts import measure_parts
-from restorevar.benchmarking.peers import UNET_PARAMETERS, Peer, peer_calls
+from restorevar.benchmarking.peers import UNET_PARAMETERS, Peer, check_plain, peer_calls
 from restorevar.benchmarking.process import CallsElsewhere
 from restorevar.benchmarking.report import Report, Row
 from restorevar.benchmarking.timing import available_memory, interleave, peak_memory
@@ -94,10 +94,12 @@ def run_benchmark(
         rate_side: Side of the matrices whose product gives the machine's rate.
 
     Raises:
-        UserError: If a peer cannot be had, or ``repeats`` is not positive.
+        UserError: If a peer cannot be had or cannot read the model, or ``repeats`` is not positive.
     """
     if repeats < 1:
         raise UserError(f"repeats is {repeats}; expected at least 1 (5 for a median worth quoting)")
+    if "plain" in peers:
+        check_plain(model)
     device, dtype = model.device, model.dtype
     cost = count(model)
     height, width = model.image_size
@@ -107,24 +109,30 @@ def run_benchmark(
     log.info("one photo, peers, and the machine's rates")
     before = _memory_in_use(device)
     own_peak = peak_memory(lambda: model.generate(photo), device)
-    calls: dict[str, Callable[[], Any]] = {name: lambda: model.generate(photo)}
+    own: dict[str, Callable[[], Any]] = {name: lambda: model.generate(photo)}
     notes: dict[str, str] = {}
     skipped: list[Row] = []
     if device.type == "cuda":
         from restorevar.models.capture import CapturedGeneration
 
         captured = CapturedGeneration(model)
-        calls[f"{name}, one CUDA graph"] = lambda: captured(photo)
+        own[f"{name}, one CUDA graph"] = lambda: captured(photo)
     if compiled:
         fast = torch.compile(model.generate)
         took = interleave({"": lambda: fast(photo)}, 1, device, warm_up=0)[""].median
-        calls[f"{name}, compiled"] = lambda: fast(photo)
+        own[f"{name}, compiled"] = lambda: fast(photo)
         notes[f"{name}, compiled"] = f"first call {took:.1f} s (compiled code is cached on disk)"
     machine = rate_calls(device, dtype, side=rate_side)
     with _peer_calls(peers, model, own_peak, skipped) as others:
-        measured = interleave(calls | others | {rate: part.call for rate, part in machine.items()}, repeats, device)
-    rates = Rates(**{rate: part.operations / measured.pop(rate).median for rate, part in machine.items()})
+        # a model's folder may be called anything, a peer's or a rate's name as well
+        calls: dict[tuple[str, str], Callable[[], Any]] = {("own", row): call for row, call in own.items()}
+        calls |= {("peer", row): call for row, call in others.items()}
+        calls |= {("rate", rate): part.call for rate, part in machine.items()}
+        measured = interleave(calls, repeats, device)
+        calls.clear()
+    rates = Rates(**{rate: part.operations / measured["rate", rate].median for rate, part in machine.items()})
     machine.clear()
+    own.clear()
     report = Report(
         model=name,
         device=describe_device(device),
@@ -134,22 +142,21 @@ def run_benchmark(
         rates=dataclasses.asdict(rates),
         floor=rates.floor(cost),
     )
-    for row_name, measurement in measured.items():
-        if not row_name.startswith("diffusion"):
-            own = row_name.startswith(name)
-            sides = (width, height) if own or row_name.startswith("plain") else (512, 512)
-            report.rows.append(
-                Row(row_name, 1, *sides, measurement.seconds, measurement.median, note=notes.get(row_name, ""))
-            )
+    diffusion: dict[str, float] = {}
+    for (group, row), timed in measured.items():
+        if group == "peer" and row.startswith("diffusion "):
+            diffusion[row.removeprefix("diffusion ")] = timed.median
+        elif group != "rate":
+            note = notes.get(row, "") if group == "own" else ""
+            report.rows.append(Row(row, 1, width, height, timed.seconds, timed.median, note=note))
     report.rows[0].peak_memory = own_peak
-    if "diffusion step" in measured:
-        ends = measured["diffusion encoder"].median + measured["diffusion decoder"].median
+    if diffusion:
+        ends = diffusion["encoder"] + diffusion["decoder"]
+        note = f"encoder and decoder {ends:.2f} s, a step {diffusion['step']:.2f} s"
         for steps in DIFFUSION_STEPS:
-            total = ends + steps * measured["diffusion step"].median
-            note = f"encoder and decoder {ends:.2f} s, a step {measured['diffusion step'].median:.2f} s"
+            total = ends + steps * diffusion["step"]
             report.rows.append(Row(f"latent diffusion, {steps} steps", 1, 512, 512, median=total, note=note))
     report.rows += skipped
-    calls.clear()
 
     for batch in batches:
         if batch == 1:

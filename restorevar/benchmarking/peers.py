@@ -13,8 +13,9 @@ from torch import Tensor
 import restorevar
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR
+from restorevar.models.published import unpublished_settings
 
-__all__ = ["UNET_PARAMETERS", "LatentDiffusion", "Peer", "load_plain", "peer_calls"]
+__all__ = ["UNET_PARAMETERS", "LatentDiffusion", "Peer", "check_plain", "load_plain", "peer_calls"]
 
 Peer = Literal["diffusion", "plain"]
 
@@ -138,6 +139,17 @@ def load_plain() -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module.Plain
+
+
+def check_plain(model: RestoreVAR) -> None:
+    """Raises a `UserError` for a model that is not of the published kind, which ``plain`` would read as another."""
+    alike = ("tokenizer.stem_patch", "tokenizer.norm_groups", "tokenizer.phi_", "transformer.rotary_base")
+    found = [name for name in unpublished_settings(model.config) if not name.startswith(alike)]
+    if found:
+        raise UserError(
+            f"the peer plain reads models of the published kind only; this one has {', '.join(found)}: leave the peer"
+            " out, or take --model paper"
+        )
 
 
 def peer_calls(

@@ -29,7 +29,6 @@ class Row:
         median: Seconds for the whole batch.
         peak_memory: Bytes; None where not measured.
         note: How it was derived, or why it was skipped.
-        extrapolated: Whether the time follows from another size by the number of pixels.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Row:
     median: float | None = None
     peak_memory: int | None = None
     note: str = ""
-    extrapolated: bool = False
 
     @property
     def pixels(self) -> int:

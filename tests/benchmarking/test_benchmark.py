@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from restorevar import RestoreVAR
+from restorevar import RestoreVAR, memory
 from restorevar.benchmarking import benchmark as benchmark_module
 from restorevar.benchmarking import timing
 from restorevar.benchmarking.benchmark import run_benchmark
@@ -13,6 +13,7 @@ from restorevar.benchmarking.cost import Cost, Rates, count, rate_calls
 from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.timing import interleave, peak_memory
 from restorevar.cli import main
+from restorevar.errors import UserError
 from restorevar.models import RefinerConfig, RestoreVARConfig, TransformerConfig
 from tests.models.small import ATTENTION_REFINER, DETAIL, randomize, small_config
 
@@ -37,7 +38,7 @@ class TestTiming:
         assert order == ["a", "b"] * 4
         assert len(measured["a"].seconds) == 3
 
-    @pytest.mark.skipif(timing.total_memory(CPU) is None, reason="needs /proc")
+    @pytest.mark.skipif(memory.total_memory(CPU) is None, reason="needs /proc")
     def test_peak_memory_sees_what_is_freed_again(self) -> None:
         idle = peak_memory(lambda: None, CPU)
         if idle is None:
@@ -45,9 +46,9 @@ class TestTiming:
         assert peak_memory(lambda: torch.ones(64, 2**20), CPU) - idle > 200 * 2**20
 
     def test_available_memory_keeps_a_fifth_free(self, monkeypatch) -> None:
-        monkeypatch.setattr(timing, "_meminfo", {"MemTotal": 1000, "MemAvailable": 700}.get)
+        monkeypatch.setattr(memory, "_meminfo", {"MemTotal": 1000, "MemAvailable": 700}.get)
         assert timing.available_memory(CPU) == 500
-        monkeypatch.setattr(timing, "_meminfo", lambda name: None)
+        monkeypatch.setattr(memory, "total_memory", lambda device: None)
         assert timing.available_memory(CPU) is None
 
 
@@ -135,6 +136,18 @@ class TestRun:
         assert [row.name for row in skipped] == ["latent diffusion", "small"]
         assert all("skipped: needs about" in row.note for row in skipped)
         assert all(not math.isnan(part) for part in report.parts.values())
+
+    @pytest.mark.parametrize("name", ["diffusion step", "product", "plain"])
+    def test_a_model_may_be_called_anything(self, model, name, monkeypatch) -> None:
+        small_rates(monkeypatch)
+        report = run_benchmark(model, name, repeats=1)
+        assert [row.name for row in report.rows] == [name]
+        assert report.own.median is not None
+
+    def test_the_plain_peer_refuses_a_model_of_another_kind(self, monkeypatch) -> None:
+        model = RestoreVAR(small_config(detail=DETAIL)).eval()
+        with pytest.raises(UserError, match="this one has detail"):
+            run_benchmark(model, "ours", repeats=1, peers=["plain"])
 
     @pytest.mark.parametrize(
         ("words", "message"),
