@@ -83,6 +83,26 @@ class NewestCheckpoint(ModelCheckpoint):
         """The checkpoint; known from `setup` on."""
         return Path(self.format_checkpoint_name({}))
 
+    def refuse_used_folder(self, trainer: Trainer) -> None:
+        """Stops a run that would begin anew where another one has its checkpoint; a trial writes none.
+
+        For whoever calls `fit` and knows that nothing is resumed: Lightning (2.6) tells callbacks only after `setup`,
+        when the settings of the run before have been written over.
+
+        Args:
+            trainer: Before `fit`.
+
+        Raises:
+            UserError: `--ckpt_path last` would find a checkpoint.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if found := self._find_last_checkpoints(trainer):
+            raise UserError(
+                f"{Path(min(found)).parent} holds a run already; add --ckpt_path last to go on with it, or give another"
+                " trainer.default_root_dir"
+            )
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the Trainer write files safely, and clears away what a killed run has left half-written."""
         super().setup(trainer, pl_module, stage)
@@ -96,7 +116,8 @@ class NewestCheckpoint(ModelCheckpoint):
                     " its own: remove the plugin from trainer.plugins"
                 )
             strategy.checkpoint_io = AtomicCheckpointIO()
-        if trainer.is_global_zero and self.path.parent.is_dir():
+        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # it may run beside the run itself
+        if trainer.is_global_zero and not is_trial and self.path.parent.is_dir():
             for left_over in self.path.parent.glob(f".{self.path.stem}.*"):
                 if left_over.is_dir():
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -106,8 +127,11 @@ class NewestCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves when it is time, and after the last step of the run; never between two accumulated batches."""
-        if not is_step_end(trainer, batch_idx):
+        """Saves when it is time, and after the last step of the run; never between two accumulated batches.
+
+        A trial (`fast_dev_run`) saves nothing: the folder may be that of a real run.
+        """
+        if trainer.fast_dev_run or not is_step_end(trainer, batch_idx):  # type: ignore[attr-defined]
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step >= trainer.estimated_stepping_batches:

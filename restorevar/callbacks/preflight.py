@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from restorevar.callbacks.acceleration import layers_of
 from restorevar.callbacks.progress import Rate, duration
 from restorevar.errors import UserError
-from restorevar.modules import RefinerModule, StageModule, TokenizerModule, TransformerModule
+from restorevar.modules import DetailModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
 
 __all__ = ["Preflight", "activation_bytes", "memory_estimate"]
 
@@ -54,6 +54,10 @@ class Preflight(Callback):
         if isinstance(pl_module, TokenizerModule):
             raise UserError(
                 "stage 1 cannot be split (FSDP): its codebook is looked after as a whole; use configs/trainer/ddp.yaml"
+            )
+        if isinstance(pl_module, DetailModule):  # split weights are put together where `forward` is called
+            raise UserError(
+                "stage 4 cannot be split (FSDP): the decoder calls its parts one by one; use configs/trainer/ddp.yaml"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,6 +133,8 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     there = available_memory(module.device)
     needed = sum(estimate.values())
     parts_of_it = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
+    if "activations" not in estimate:
+        parts_of_it += "; activations not counted"
     lines.append(f"  memory    about {needed / GIB:.2f} GiB a process ({parts_of_it}); {there / GIB:.1f} GiB there")
     lines.append(f"  folder    {trainer.default_root_dir}")
     share = there if device == "cuda" else there / max(trainer.world_size // max(trainer.num_nodes, 1), 1)
@@ -151,6 +157,8 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 def memory_estimate(trainer: Trainer, module: StageModule) -> dict[str, float]:
     """Bytes a process needs: weights, training state (gradients, two AdamW moments, averages) and activations.
 
+    Where the latter cannot be counted, those of the encoder alone, by that name.
+
     Args:
         trainer: At the start of `fit`.
         module: The stage.
@@ -165,17 +173,23 @@ def memory_estimate(trainer: Trainer, module: StageModule) -> dict[str, float]:
         "training state": 12.0 * trained / split + 4.0 * averages * (trained + frozen),
     }
     batch_size = cast(Any, trainer).datamodule.batch_size
-    saved, encoder = activation_bytes(module, batch_size), frozen_bytes(module, batch_size)
-    estimate["activations"] = half * saved + encoder_half * encoder
+    saved, encoder = activation_bytes(module, batch_size), encoder_half * frozen_bytes(module, batch_size)
+    if saved is None:
+        estimate["encoder"] = encoder
+    else:
+        estimate["activations"] = half * saved + encoder
     return estimate
 
 
-def activation_bytes(module: StageModule, batch_size: int) -> int:
+def activation_bytes(module: StageModule, batch_size: int) -> int | None:
     """Bytes that autograd keeps for the backward pass of what is trained, in float32: counted on tensors without data.
 
     Args:
         module: The stage, built.
         batch_size: Samples in a batch of one process.
+
+    Returns:
+        The bytes; None for stage 4, whose gradients go through the frozen decoder, and for a stage of the user's own.
     """
     model = module.model
     tokens, size = model.scales.tokens, model.scales.finest
@@ -192,7 +206,7 @@ def activation_bytes(module: StageModule, batch_size: int) -> int:
         if module.codebook is not None:
             kept += saved_bytes(model.tokenizer.encoder, (batch_size, 3, *model.image_size))
         return kept
-    return 0
+    return None
 
 
 def saved_bytes(network: nn.Module, *shapes: tuple[int, ...]) -> int:

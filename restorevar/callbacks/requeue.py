@@ -60,8 +60,10 @@ class RequeueOnSignal(Checkpoint):
             environment.auto_requeue = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Installs the handlers, after Lightning has installed its own."""
+        """Installs the handlers, after Lightning has installed its own; not for a trial, which has nothing to save."""
         self._received = 0
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGUSR1, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)

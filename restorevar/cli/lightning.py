@@ -128,6 +128,17 @@ class RestoreVARCLI(LightningCLI):
                 f" {self.subcommand}` needs a module with {step}: give a configuration such as {example}"
             )
 
+    def before_fit(self) -> None:
+        """Refuses to begin anew in the folder of another run, before anything of that run is written over.
+
+        Raises:
+            UserError: There is a checkpoint, and no `--ckpt_path`.
+        """
+        if self._get(self.config_init, "ckpt_path") is None:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, NewestCheckpoint):
+                    callback.refuse_used_folder(self.trainer)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, logging into its root folder itself instead of a new ``version_N`` each time."""
         settings = self._get(self.config_init, "trainer")

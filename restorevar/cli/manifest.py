@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.datamodules.layouts import LAYOUTS, Layout, find_layout
 from restorevar.datamodules.manifest import (
     Problem,
@@ -133,7 +134,7 @@ def pack(paths: list[Path], output: Path, shard_megabytes: int = 512) -> None:
     origins: list[str] = []
     for path in paths:
         if path.is_dir():
-            rows += [Row(os.path.abspath(photo), "", "clean", path.resolve().name) for photo in list_photos(path)]
+            rows += [Row(os.path.abspath(photo), "", CLEAN_KIND, path.resolve().name) for photo in list_photos(path)]
             origins += [str(path)] * (len(rows) - len(origins))
         else:
             base = Path(os.path.abspath(path.parent))
@@ -141,6 +142,12 @@ def pack(paths: list[Path], output: Path, shard_megabytes: int = 512) -> None:
                 origins.append(f"{path}, row {number}")
                 target = str(located(base, row.target_path)) if row.target_path else ""
                 rows.append(row._replace(image_path=str(located(base, row.image_path)), target_path=target))
+    for origin, row in zip(origins, rows, strict=True):
+        if not row.target_path and row.kind != CLEAN_KIND:  # a single photo in a shard is one to be degraded
+            raise UserError(
+                f"{origin}: {row.image_path} is a degraded photo ({row.kind}) without a clean one; expected pairs, or"
+                f" clean photos of kind '{CLEAN_KIND}': leave such rows out"
+            )
     if len({bool(row.target_path) for row in rows}) > 1:
         raise UserError("found pairs and single photos; pack them into two folders")
     if any(row.center_crop for row in rows):

@@ -21,8 +21,17 @@ __all__ = ["PipelineStage", "pipeline", "read_pipeline"]
 log = logging.getLogger(__name__)
 
 RECORD = "inputs.json"
-HOW_NOT_WHAT = ("trainer.", "export.", "acceleration.")
-"""Settings that an interrupted stage may be resumed with after a change."""
+HOW_NOT_WHAT = (
+    "trainer",
+    "export",
+    "acceleration",
+    "data.num_workers",
+    "data.cache_megabytes",
+    "data.pin_memory",
+    "data.test",
+    "data.predict",
+)
+"""Settings, and sections of them, that an interrupted stage may be resumed with after a change."""
 SECTIONS = ("model", "data", "trainer", "export", "total_batch", "acceleration")
 """First words of settings that are no stage's name."""
 
@@ -79,15 +88,15 @@ def pipeline(
         if _is_finished(folder, inputs):
             log.info("%s: finished before, skipped", title)
         else:
-            is_fresh = _prepare(folder, inputs, title)
+            is_fresh, aside = _prepare(folder, inputs, title)
             started_from = [] if previous is None else [f"--model.init_args.initial_model={previous}"]
             try:
                 code = run_stage(["fit", *arguments[stage.name], *started_from], configs[stage.name])
             except UserError:
-                _discard_refused(folder, is_fresh)
+                _discard_refused(folder, is_fresh, aside)
                 raise
             if code == 2:  # the same, in a process of its own
-                _discard_refused(folder, is_fresh)
+                _discard_refused(folder, is_fresh, aside)
             if code:
                 return code
             if not _is_complete(folder / "model"):
@@ -276,11 +285,16 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(inputs))
 
 
-def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> bool:
-    """Decides between a fresh start and a resume, notes the inputs, and says whether the folder is new."""
-    record, inputs = _read_record(folder), _plain(inputs)
+def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Path | None]:
+    """Decides between a fresh start and a resume, and notes the inputs.
+
+    Returns:
+        Whether the folder is new, and where the run is now that it held before, if that was set aside.
+    """
+    record, inputs, aside = _read_record(folder), _plain(inputs), None
     if record is None and (folder / "checkpoints").exists():
-        log.info("%s: the folder holds a run of unknown settings, now in %s", title, _set_aside(folder))
+        aside = _set_aside(folder)
+        log.info("%s: the folder holds a run of unknown settings, now in %s", title, aside)
     if record is not None:
         changed = sorted(
             name
@@ -292,9 +306,9 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> bool:
         if not _is_worth_keeping(folder):
             log.info("%s: begun again", title)
             shutil.rmtree(folder)
-        elif any(not name.startswith(HOW_NOT_WHAT) for name in changed):
-            reason = ", ".join(changed[:3])
-            log.info("%s: made anew, as %s changed; the old run is now %s", title, reason, _set_aside(folder))
+        elif what := [name for name in changed if not _is_how(name)]:
+            aside = _set_aside(folder)
+            log.info("%s: made anew, as %s changed; the old run is now %s", title, ", ".join(what[:3]), aside)
         elif (folder / "checkpoints" / "last.ckpt").exists():
             log.info("%s: resumed from its last checkpoint", title)
         else:
@@ -304,7 +318,11 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> bool:
     is_fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     _record(folder, inputs, finished=False)
-    return is_fresh
+    return is_fresh, aside
+
+
+def _is_how(name: str) -> bool:
+    return any(name == known or name.startswith(f"{known}.") for known in HOW_NOT_WHAT)
 
 
 def _is_worth_keeping(folder: Path) -> bool:
@@ -312,10 +330,13 @@ def _is_worth_keeping(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*")) or (folder / "model").exists()
 
 
-def _discard_refused(folder: Path, is_fresh: bool) -> None:
-    """Removes the new folder of a stage that was refused before it did anything."""
+def _discard_refused(folder: Path, is_fresh: bool, aside: Path | None) -> None:
+    """Removes the new folder of a stage that was refused before it did anything; the run before gets its name back."""
     if is_fresh and not _is_worth_keeping(folder):
         shutil.rmtree(folder)
+        if aside is not None:
+            aside.rename(folder)
+            log.info("%s: the run before is there again", folder)
 
 
 def _set_aside(folder: Path) -> Path:

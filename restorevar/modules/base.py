@@ -154,8 +154,8 @@ class StageModule(L.LightningModule, ABC):
         if self.latent_cache is not None and (moving := cast(Any, self.trainer).datamodule.moving_crops):
             changes = ", ".join(f"data.{name}" for name in moving)
             raise UserError(
-                f"model.latent_cache is for crops that are the same in every epoch; set {changes} to false, or leave it"
-                " out"
+                f"model.latent_cache is for crops that are the same in every epoch; turn off {changes}, or leave"
+                " model.latent_cache out"
             )
 
     # ------------------------------------------------------------------ steps
@@ -288,7 +288,8 @@ class StageModule(L.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Empties the scores: sums and counts per kind, plus the degraded photos' own PSNR."""
-        self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=torch.float64, device=self.device)
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+        self._scores = torch.zeros(len(KINDS), len(SCORES) + 2, dtype=dtype, device=self.device)
 
     def score(self, restored: Tensor, batch: RestorationBatch) -> None:
         """Adds a batch to the scores per kind; a degradation of the user's own counts as ``other``.
@@ -304,7 +305,7 @@ class StageModule(L.LightningModule, ABC):
         for index, kind in enumerate(batch["kind"]):
             row = [*(float(values[name][index]) for name in SCORES), float(before[index]), 1.0]
             known = kind if kind in KINDS else "other"
-            self._scores[KINDS.index(known)] += torch.tensor(row, dtype=torch.float64, device=self.device)
+            self._scores[KINDS.index(known)] += torch.tensor(row, dtype=self._scores.dtype, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Logs PSNR, SSIM and gain over the degraded photos, per kind and on average over the degraded kinds.

@@ -141,6 +141,40 @@ def test_fit_resumes_where_it_says_and_flags_win_over_the_checkpoint(words, tmp_
     assert len(list(tmp_path.glob("version_*"))) == 0
 
 
+def test_a_run_is_not_begun_anew_over_another_one(words, tmp_path, capsys):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *run, "--trainer.max_steps=2"]) == 0
+    settings = (tmp_path / "config.yaml").read_bytes()
+    capsys.readouterr()
+    message = refused(capsys, [*run, "--trainer.max_steps=1"])
+    assert message == (
+        f"error: {tmp_path}/checkpoints holds a run already; add --ckpt_path last to go on with it, or give another"
+        " trainer.default_root_dir"
+    )
+    assert (tmp_path / "config.yaml").read_bytes() == settings
+    # a folder of shards, and one that was being replaced when the run was killed, which `last` finds
+    (tmp_path / "checkpoints/last.ckpt").rename(tmp_path / "kept")
+    (tmp_path / "checkpoints/last-previous.ckpt").mkdir()
+    assert "holds a run already" in refused(capsys, run)
+    (tmp_path / "checkpoints/last-previous.ckpt").rmdir()
+    # to go on from another checkpoint is no fresh start
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"another")
+    assert main(["fit", *run, "--trainer.max_steps=3", f"--ckpt_path={tmp_path}/kept"]) == 0
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_trial_in_a_runs_folder_leaves_its_checkpoint_alone(words, tmp_path):
+    kept = {"checkpoints/last.ckpt": b"a run's", "checkpoints/.last.x.part.ckpt": b"being saved", "config.yaml": b"its"}
+    (tmp_path / "checkpoints").mkdir()
+    for name, content in kept.items():
+        (tmp_path / name).write_bytes(content)
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *run, "--trainer.fast_dev_run=true"]) == 0
+    for name, content in kept.items():
+        assert (tmp_path / name).read_bytes() == content, name
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
 def test_validate_scores_a_checkpoint(words, tmp_path, capsys):
     run = [*words, f"--trainer.default_root_dir={tmp_path}"]
     assert main(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0

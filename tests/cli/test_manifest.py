@@ -84,6 +84,24 @@ def test_pack_and_index(lol, capsys):
     assert "15 samples in 1 shards" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("with_pairs", [False, True])
+def test_pack_takes_no_degraded_photo_for_a_clean_one(lol, capsys, with_pairs):
+    names = ["eval15/low/000.png", "eval15/low/001.png"]
+    rows = [{"image_path": name, "target_path": "", "degradation": "snow", "dataset": "S"} for name in names]
+    if with_pairs:
+        rows.insert(0, rows[0] | {"target_path": "eval15/high/000.png"})
+    (lol / "real.json").write_text(json.dumps(rows))
+    assert main(["manifest", "pack", str(lol / "real.json"), "--output", str(lol / "shards")]) == 2
+    number = 2 if with_pairs else 1
+    message = f"error: {lol}/real.json, row {number}: {lol}/eval15/low/000.png is a degraded photo (snow) without"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert not (lol / "shards").exists()
+    for row in rows:
+        row |= {"degradation": "clean", "target_path": ""}
+    (lol / "real.json").write_text(json.dumps(rows))
+    assert main(["manifest", "pack", str(lol / "real.json"), "--output", str(lol / "shards")]) == 0
+
+
 @pytest.mark.parametrize("fault", ["missing", "damaged"])
 def test_pack_names_the_row_of_a_bad_file_and_leaves_nothing(lol, capsys, fault):
     manifest, bad = lol / "lol.json", lol / "eval15" / "low" / "012.png"

@@ -6,7 +6,8 @@ import torch
 import yaml
 
 from restorevar.cli import main
-from restorevar.cli.pipeline import needs_own_process, pipeline, read_pipeline
+from restorevar.cli.lightning import read_config
+from restorevar.cli.pipeline import _comparable, _is_how, needs_own_process, pipeline, read_pipeline
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR
 from restorevar.modules import RefinerModule
@@ -133,12 +134,39 @@ def test_a_refused_start_leaves_nothing_behind(run, files, tmp_path, capsys):
     assert main([*words, str(tmp_path / "new"), "--data.image_size=40"]) == 2
     assert "data.image_size is 40 x 40, but the model's own size is 32 x 32" in capsys.readouterr().err
     assert not (tmp_path / "new/tokenizer").exists()
-    # a later stage's folder, and no run that was there before
+    # a later stage's folder, and the run that was there before has its name again
     shutil.rmtree(run / "refiner")
     assert main([*words, str(run), "--refiner.data.image_size=40"]) == 2
     assert not (run / "refiner").exists()
+    before = {path: path.stat().st_mtime_ns for path in (run / "transformer").rglob("*") if path.is_file()}
     assert main([*words, str(run), "--transformer.data.image_size=40"]) == 2
-    assert sorted(path.name for path in run.iterdir()) == ["tokenizer", "transformer.before1"]
+    assert sorted(path.name for path in run.iterdir()) == ["tokenizer", "transformer"]
+    assert {path: path.stat().st_mtime_ns for path in (run / "transformer").rglob("*") if path.is_file()} == before
+    (run / "transformer/inputs.json").unlink()  # of unknown settings
+    assert main([*words, str(run), "--transformer.data.image_size=40"]) == 2
+    assert sorted(path.name for path in run.iterdir()) == ["tokenizer", "transformer"]
+    assert (run / "transformer/model/config.json").is_file()
+    assert not (run / "transformer/inputs.json").exists()
+
+
+def test_settings_that_change_nothing_that_is_learned(run, files, capsys):
+    options = ["--refiner.data.num_workers=1", "--refiner.data.cache_megabytes=9", "--refiner.data.pin_memory=false"]
+    assert main(["pipeline", "--config", str(files), "--output", str(run), *options]) == 0
+    assert "refiner: resumed from its last checkpoint" in capsys.readouterr().err
+    assert not list(run.glob("*.before*"))
+
+
+def test_how_and_what(files):
+    folder = files.parent
+    config = read_config(["fit", "--config", str(folder / "common.yaml"), "--config", str(folder / "refiner.yaml")])
+    names = _comparable(config)
+    assert {name for name in names if name.startswith("data.") and _is_how(name)} == {
+        f"data.{name}" for name in ("num_workers", "cache_megabytes", "pin_memory", "test", "predict")
+    }
+    assert {name.partition(".")[0] for name in names if _is_how(name)} == {
+        "data", "trainer", "export", "acceleration",
+    }  # fmt: skip
+    assert not any(_is_how(name) for name in ("data.test_share", "data.num_workers_of", "trainers.x", "data"))
 
 
 def test_a_stage_that_did_nothing_yet_is_not_kept(run, files, capsys):

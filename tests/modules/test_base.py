@@ -110,6 +110,29 @@ def test_accuracy_per_scale(tiny_folders):
     assert scale_accuracy(logits, tokens, scales).tolist() == [1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(("device", "dtype"), [("mps", torch.float32), ("cpu", torch.float64)])
+def test_scores_are_summed_as_exactly_as_the_device_can(tiny_folders, monkeypatch, device, dtype):
+    module = RefinerModule(initial_model=str(tiny_folders["refiner"]))
+    monkeypatch.setattr(RefinerModule, "device", torch.device(device))
+    zeros, tensor = torch.zeros, torch.tensor
+
+    def on_cpu(function):
+        def make(*arguments, device=None, **options):
+            if device is not None and device.type == "mps":
+                assert options["dtype"] != torch.float64  # as MPS would
+            return function(*arguments, **options)
+
+        return make
+
+    monkeypatch.setattr(torch, "zeros", on_cpu(zeros))
+    monkeypatch.setattr(torch, "tensor", on_cpu(tensor))
+    module.on_validation_epoch_start()
+    batch = make_batch()
+    module.score((batch["clean"] + 1) / 2, batch)
+    assert module._scores.dtype == dtype
+    assert float(module._scores[:, -1].sum()) == 4
+
+
 def test_the_learning_rate_follows_the_batch(tiny_folders, tiny_photos, tmp_path):
     module = RefinerModule(
         initial_model=str(tiny_folders["refiner"]),

@@ -137,6 +137,6 @@ def test_training_is_the_same_and_later_epochs_encode_the_degraded_photos_alone(
 
 def test_random_crops_are_refused_before_the_first_step(tiny_folders, tmp_path, data):
     module = make_module(tiny_folders, tmp_path / "cache")
-    with pytest.raises(UserError, match=r"set data\.random_crop, data\.vertical_flip to false"):
+    with pytest.raises(UserError, match=r"turn off data\.random_crop, data\.vertical_flip, or leave"):
         fit(module, None, tmp_path, data=data(random_crop=True, vertical_flip=True))
     assert not (tmp_path / "cache").exists()

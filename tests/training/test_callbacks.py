@@ -58,6 +58,14 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(folder, number):
     assert all(torch.equal(value, rest["weights"][name]) for name, value in whole["weights"].items())
 
 
+def test_a_trial_leaves_signals_alone():
+    """It has nothing to save, and the folder's checkpoint may be a real run's."""
+    before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
+    callback = RequeueOnSignal()
+    callback.on_train_start(SimpleNamespace(fast_dev_run=1), None)
+    assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
+
+
 def test_only_usr1_is_queued_again_and_by_the_first_process_alone(tmp_path, monkeypatch):
     asked = []
     answer = SimpleNamespace(returncode=0, stderr="")
@@ -103,6 +111,15 @@ def test_summary_before_the_first_step_and_the_time_after_some(folder, caplog):
     assert "samples   24 an epoch: low_light 24" in text
     assert re.search(r"memory +about \d+\.\d+ GiB", text)
     assert re.search(r"time: .* an epoch, .* for the run", text)
+
+
+def test_activations_that_cannot_be_counted_are_not_counted_as_none(folder, caplog):
+    with caplog.at_level(logging.INFO, logger="restorevar"):
+        tiny.fit(folder, "detail", "uncounted", max_steps=1, callbacks=[Preflight()])
+        tiny.fit(folder, "transformer", "counted", max_steps=1, callbacks=[Preflight()])
+    fourth, second = (line for line in caplog.text.splitlines() if line.startswith("  memory"))
+    assert re.search(r"training state [\d.]+, encoder [\d.]+; activations not counted\)", fourth)
+    assert re.search(r"training state [\d.]+, activations [\d.]+\)", second)
 
 
 def test_a_crop_of_another_size_stops_before_the_first_step(folder, monkeypatch):

@@ -49,7 +49,7 @@ WRONG = {
         "no such folder",
     ),
     "crop": (["--data.image_size", "32"], "data.image_size is 32 x 32"),
-    "cache": (["--model.latent_cache", "cache"], "set data.random_crop, data.horizontal_flip to false"),
+    "cache": (["--model.latent_cache", "cache"], "turn off data.random_crop, data.horizontal_flip, or leave"),
     "no end": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "-1"], "the schedule needs an end"),
 }
 if not torch.cuda.is_available():

@@ -90,7 +90,12 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("stage", "message"), [("decoder", "stage 1 cannot be split"), ("transformer", "averaged weights")]
+    ("stage", "message"),
+    [
+        ("decoder", "stage 1 cannot be split"),
+        ("detail", "stage 4 cannot be split"),
+        ("transformer", "averaged weights"),
+    ],
 )
 def test_what_does_not_go_with_split_weights_stops(stage, message):
     from types import SimpleNamespace
@@ -100,7 +105,7 @@ def test_what_does_not_go_with_split_weights_stops(stage, message):
     from restorevar.strategies import ShardedStrategy
 
     trainer = SimpleNamespace(
-        strategy=ShardedStrategy(), callbacks=[EMAWeightAveraging()] if stage != "decoder" else []
+        strategy=ShardedStrategy(), callbacks=[EMAWeightAveraging()] if stage == "transformer" else []
     )
     module = tiny.make_module(tiny.Path("unused"), stage, "adamw")
     with pytest.raises(UserError, match=message):

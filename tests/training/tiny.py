@@ -20,9 +20,16 @@ from PIL import Image
 
 from restorevar.callbacks import NewestCheckpoint
 from restorevar.datamodules import PairedFolders, RestorationDataModule
-from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TokenizerConfig, TransformerConfig
+from restorevar.models import (
+    DetailConfig,
+    RefinerConfig,
+    RestoreVAR,
+    RestoreVARConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from restorevar.models.codebook import CodebookTraining
-from restorevar.modules import RefinerModule, StageModule, TokenizerModule, TransformerModule
+from restorevar.modules import DetailModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
 from restorevar.optimization import ConstantSchedule
 
 SCALES = (1, 2, 4)
@@ -85,6 +92,8 @@ def make_module(folder: Path, stage: str, optimizer: str, drop_path: float = 0.0
     if stage == "transformer":
         config = TransformerConfig(depth=2, width=16, heads=2, drop_path=drop_path, gain_init=1.0)
         return TransformerModule(initial_model=str(folder / "tokenizer"), transformer=config, **common)
+    if stage == "detail":
+        return DetailModule(initial_model=str(folder / "transformer"), detail=DetailConfig(width=8, blocks=1), **common)
     return RefinerModule(initial_model=str(folder / "transformer"), refiner=REFINER, **common)
 
 
