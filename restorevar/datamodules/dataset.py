@@ -7,7 +7,7 @@ import logging
 import math
 import multiprocessing
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -141,13 +141,14 @@ class PhotoCache:
         self._photos: OrderedDict[str, Pixels] = OrderedDict()
 
     def read(self, reference: str) -> Pixels:
-        """`read_image`, from memory if it is there; not to be written to."""
+        """`read_image`, from memory if it is there, and then not to be written to."""
         photo = self._photos.get(reference)
         if photo is not None:
             self._photos.move_to_end(reference)
             return photo
         photo = read_image(reference)
         if photo.nbytes <= self._limit:
+            photo.setflags(write=False)  # a degradation of the user's own that writes to it would change later samples
             self._photos[reference] = photo
             self._taken += photo.nbytes
             while self._taken > self._limit:
@@ -218,7 +219,7 @@ class TrainingDataset(Dataset[RestorationSample]):
             degraded, _ = degrade(photo, pool.kind, severity, seed, crop=crop, depth=depth)
             clean = cut(photo, crop)
         else:
-            degraded, clean = read_pair(record)
+            degraded, clean = read_pair(record, self.cache.read)
             resized, crop = self.geometry.plan(clean.shape, generator)
             degraded, clean = (self.geometry.resized_crop(image, resized, crop) for image in (degraded, clean))
         if mirror:
@@ -323,14 +324,18 @@ def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.asarray(cv2.resize(depth.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
-def read_pair(record: Record) -> tuple[Pixels, Pixels]:
+def read_pair(record: Record, read: Callable[[str], Pixels] = read_image) -> tuple[Pixels, Pixels]:
     """Degraded and clean image of a record.
+
+    Args:
+        record: A pair.
+        read: Reads an image.
 
     Raises:
         UserError: One cannot be read, or their sizes differ.
     """
     assert record.clean is not None
-    degraded, clean = read_image(record.path), read_image(record.clean)
+    degraded, clean = read(record.path), read(record.clean)
     if not sizes_fit(degraded.shape, clean.shape, record.center_crop):
         raise UserError(
             f"{record.path}: {degraded.shape[1]} x {degraded.shape[0]} pixels, but its clean image {record.clean} has"

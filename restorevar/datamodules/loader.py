@@ -14,7 +14,7 @@ __all__ = ["FixedSampler", "TrainingLoader", "fixed_loader"]
 
 
 class WorkerLoader(DataLoader[Any]):
-    """A `DataLoader` whose worker processes use one OpenCV thread each.
+    """A `DataLoader` whose worker processes use one OpenCV thread each, and whose user errors are one line.
 
     The number is set before the workers are forked: OpenCV hangs in a forked process that changes it after its parent
     has used several threads.
@@ -25,10 +25,11 @@ class WorkerLoader(DataLoader[Any]):
         if self.num_workers > 0:
             cv2.setNumThreads(1)
         try:
-            return super().__iter__()
+            batches = super().__iter__()
         finally:
             if self.num_workers > 0:
                 cv2.setNumThreads(threads)
+        return _with_short_errors(batches)
 
 
 class TrainingLoader:
@@ -86,12 +87,9 @@ class TrainingLoader:
                 pin_memory=self._pin_memory,
                 persistent_workers=self.num_workers > 0,
             )
-        try:
-            for batch in self._inner:
-                self._handed_out += 1
-                yield batch
-        except UserError as error:
-            raise UserError(_last_line(error)) from None
+        for batch in self._inner:
+            self._handed_out += 1
+            yield batch
 
     @property
     def consumed(self) -> int:
@@ -165,6 +163,13 @@ def fixed_loader(
         collate_fn=collate,
         persistent_workers=num_workers > 0,
     )
+
+
+def _with_short_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(_last_line(error)) from None
 
 
 def _last_line(error: UserError) -> str:

@@ -126,9 +126,14 @@ class RestorationDataModule(L.LightningDataModule):
 
     @property
     def moving_crops(self) -> list[str]:
-        """Settings because of which a photo's training crop is another one in every epoch; empty if it is the same."""
+        """Settings because of which a photo's training crop is another one in every epoch; empty if it is the same.
+
+        Known from `setup` on.
+        """
         settings = ("random_crop", "horizontal_flip", "vertical_flip", "permute_colors")
-        return [name for name in settings if getattr(self, name)]
+        records = (record for collection in self._collections.get("train", []) for record in collection.records)
+        has_gamma = any(record.gamma != (1, 1) for record in records)
+        return [name for name in settings if getattr(self, name)] + ["train.gamma"] * has_gamma
 
     def train_dataloader(self) -> TrainingLoader:
         """Endless variety, resumable at any batch.

@@ -37,7 +37,7 @@ def write_shards(
     Args:
         rows: Rows of a manifest; a row without a target is a clean photo to be degraded on the fly.
         base: Folder that their relative paths start from.
-        folder: Where the shards go; must hold no index yet.
+        folder: Where the shards go; must hold neither an index nor a tar file yet.
         shard_megabytes: A shard is closed when it is this large.
         progress: Row numbers, such as from a progress bar; counted silently if not given.
 
@@ -47,8 +47,9 @@ def write_shards(
     Raises:
         UserError: There are shards already, or a file cannot be read; nothing is left behind then.
     """
-    if (folder / INDEX).exists():
-        raise UserError(f"{folder}: has an {INDEX} already; choose another folder or remove it")
+    for there in (folder / INDEX, *sorted(folder.glob("*.tar"))):  # of an interrupted run, or the user's own
+        if there.exists():
+            raise UserError(f"{folder}: has a file {there.name} already; choose another folder or remove it")
     if shard_megabytes <= 0:
         raise UserError(f"a shard of {shard_megabytes} megabytes; expected a number above 0")
     numbers = iter(progress if progress is not None else range(len(rows)))

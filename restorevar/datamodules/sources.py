@@ -115,8 +115,9 @@ class CleanPhotos(Source):
         include: File name patterns to take, such as `astronaut.png` or `*.jpg`.
         limit: Take the first so many photos only.
         dataset: Name of the set in batches; the folder's name if not given.
-        depth: Folder of depth maps with the photos' names: images of 8 or 16 bits or .npy, larger is farther. Photos
-            without one have their depth estimated.
+        depth: Folder of depth maps with the photos' names: images of 8 or 16 bits or .npy, larger is farther. They lie
+            in the same sub-folders as the photos, or anywhere if no name comes twice. Photos without one have their
+            depth estimated.
         gamma: Lowest and highest exponent, drawn log-uniformly, that a training photo's values in [0, 1] are raised to
             before it is degraded; above 1 darkens. Photos that are meant to be dark are rare, and without some a model
             takes all darkness for a fault; for kinds other than `low_light`, which makes its own.
@@ -135,10 +136,11 @@ class CleanPhotos(Source):
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
         weights, gamma = check_made(self.degradations), check_gamma(self.gamma)
-        maps = _depth_maps(resolve(self.depth, root)) if self.depth is not None else {}
+        photos = _photos_of(self.folders, root, self.include, self.limit)
+        maps = _depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
         records = [
-            Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path.stem), gamma=gamma)
-            for path, name in _photos_of(self.folders, root, self.include, self.limit)
+            Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path), gamma=gamma)
+            for path, name, _ in photos
         ]
         return Collection(records, weights, check_severity(self.severity), check_repeat(self.repeat))
 
@@ -371,7 +373,7 @@ class FixedDegradations(Source):
             if not 0 <= severity <= 1:
                 raise UserError(f"severities: found {severity}; expected numbers from 0 to 1")
         records = []
-        for path, name in _photos_of(self.folders, root, self.include, self.limit):
+        for path, name, _ in _photos_of(self.folders, root, self.include, self.limit):
             for kind in self.kinds:
                 for severity in self.severities:
                     key = f"{path.name} {kind} {severity:.6f} {self.seed}"
@@ -402,7 +404,7 @@ class Photos(Source):
         """See `Source.collect`."""
         check_kind(self.kind)
         found = _photos_of(self.folders, root, self.include, self.limit)
-        records = [Record(str(path), None, self.kind, self.dataset or name) for path, name in found]
+        records = [Record(str(path), None, self.kind, self.dataset or name) for path, name, _ in found]
         return Collection(records, {self.kind: 1.0})
 
 
@@ -445,7 +447,7 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
         The files.
 
     Raises:
-        UserError: It does not exist, or holds no photo; the message names what is there.
+        UserError: It does not exist, or holds no photo, or none that matches; the message names what is there.
     """
     from restorevar.restoration.photo import SUFFIXES
 
@@ -460,39 +462,72 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
             f"{folder}: no such folder; {there} has: {', '.join(names) or 'nothing'}. Correct the path, or set the root"
             " (data.root or RESTOREVAR_DATA)"
         )
-    found = [
+    photos = [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
         for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES
-        and not name.startswith(".")
-        and any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     ]
-    if not found:
+    if not photos:
         raise UserError(f"{folder}: no photo in it; expected files ending in {', '.join(SUFFIXES)}")
+    found = [photo for photo in photos if any(fnmatch.fnmatchcase(photo.name, pattern) for pattern in include)]
+    if not found:
+        shown = [photo.name for photo in sorted(photos)[:5]] + ["..."] * (len(photos) > 5)
+        raise UserError(
+            f"{folder}: none of its {len(photos)} photos matches `include` ({', '.join(include)}); it has:"
+            f" {', '.join(shown)}"
+        )
     return sorted(found)
 
 
-def _photos_of(folders: Sequence[str], root: Path, include: Sequence[str], limit: int | None) -> list[tuple[Path, str]]:
-    """(file, set name) of several folders."""
+def _photos_of(
+    folders: Sequence[str], root: Path, include: Sequence[str], limit: int | None
+) -> list[tuple[Path, str, Path]]:
+    """(file, set name, place in its folder without ending) of several folders."""
     if not folders:
         raise UserError("folders: found none; expected at least one folder or photo")
     found = []
     for folder in folders:
         path = resolve(folder, root)
-        name = path.name if path.is_dir() else path.parent.name
-        found += [(photo, name) for photo in list_photos(path, include)]
+        base = path if path.is_dir() else path.parent
+        found += [(photo, base.name, photo.relative_to(base).with_suffix("")) for photo in list_photos(path, include)]
     return found[:limit]
 
 
-def _depth_maps(folder: Path) -> dict[str, str]:
-    """Files by name, endings aside."""
+def _depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[Path, str]:
+    """Depth map of each photo that has one: that at its place, else the only one of its name.
+
+    Args:
+        photos: As `_photos_of` gives them.
+        folder: Folder of the maps.
+
+    Raises:
+        UserError: The folder has no map, or it is not clear which is whose.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected depth maps with the photos' names")
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".npy", ".png", ".tif", ".tiff"))
-    maps = {path.stem: str(path) for path in found}
-    if not maps:
+    at_place: dict[Path, list[Path]] = {}
+    of_name: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in (".npy", ".png", ".tif", ".tiff"):
+            at_place.setdefault(path.relative_to(folder).with_suffix(""), []).append(path)
+            of_name.setdefault(path.stem, []).append(path)
+    if not of_name:
         raise UserError(f"{folder}: no depth map in it; expected .npy, .png or .tif files")
+    placed = {path for _, _, place in photos for path in at_place.get(place, [])}
+    owners: dict[Path, Path] = {}
+    maps = {}
+    for photo, _, place in photos:
+        found = at_place.get(place) or of_name.get(place.name, [])
+        if place not in at_place and placed.issuperset(found):  # none, or those of photos elsewhere
+            continue
+        advice = "lay the maps out in sub-folders as the photos are, or give each photo and map a name of its own"
+        if len(found) > 1:
+            raise UserError(f"{photo}: found two depth maps, {found[0]} and {found[1]}; {advice}")
+        owner = owners.setdefault(found[0], photo)
+        if owner != photo:
+            raise UserError(f"{owner} and {photo}: found one depth map for both, {found[0]}; {advice}")
+        maps[photo] = str(found[0])
     return maps
 
 

@@ -70,7 +70,8 @@ def token_counts(tokens: Tensor, scales: ScaleSchedule, vocabulary_size: int) ->
 def perplexity(counts: Tensor) -> Tensor:
     """Exponential of the entropy of the use, (..., V) -> (...): V if all are used alike, 1 if one is, 0 if none."""
     total = counts.sum(-1, keepdim=True)
-    share = counts.double() / total.clamp(min=1)
+    dtype = torch.float32 if counts.device.type == "mps" else torch.float64  # MPS has no float64
+    share = counts.to(dtype) / total.clamp(min=1)
     return torch.where(total[..., 0] > 0, (-torch.special.xlogy(share, share).sum(-1)).exp(), 0.0).float()
 
 

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,6 +22,7 @@ from restorevar.datamodules.dataset import (
     resize,
 )
 from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.kinds import KINDS
 from restorevar.datamodules.sampler import Draw
 from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, PairedFolders, Record
 from restorevar.errors import UserError
@@ -92,6 +94,37 @@ def test_the_cache_keeps_the_photos_read_last_and_changes_no_sample(photos, monk
     cached.cache._limit = 2 * 40 * 60 * 3  # two photos
     assert [cached[draw]["degraded"].tolist() for draw in draws] == without
     assert [int(path[-7:-4]) for path in reads] == [0, 1, 2, 0]
+
+
+def test_the_cache_keeps_both_images_of_pairs(pairs, monkeypatch):
+    reads = []
+    monkeypatch.setattr(dataset_module, "read_image", lambda path: reads.append(path) or read_rgb(path))
+    records = PairedFolders("input", "target", "low_light").collect(pairs).records
+    pool = Pool("low_light", records, (0, 1))
+    draws = [Draw(epoch, position, 0, position % 5) for epoch in range(2) for position in range(5)]
+    # crops of the photo's own size are views of what is kept
+    for geometry in (Geometry((40, 60), None, vertical_flip=True), Geometry((16, 24))):
+        kept, plain = (TrainingDataset([pool], geometry, 0, None, megabytes) for megabytes in (1, 0))
+        reads.clear()
+        found = [kept[draw] for draw in draws]
+        assert not kept.cache.read(records[0].clean).flags.writeable
+        assert len(reads) == len(set(reads)) == 10
+        for sample, draw in zip(found, draws, strict=True):
+            expected = plain[draw]
+            assert all(torch.equal(sample[name], expected[name]) for name in ("degraded", "clean"))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "clean"])
+def test_what_is_kept_is_not_written_to(photos, kind):
+    records = CleanPhotos([str(photos)], gamma=(1.0, 1.0)).collect(photos).records
+    kept, plain = (
+        TrainingDataset([Pool(kind, records, (0.5, 0.5))], Geometry((40, 60), None), 0, None, megabytes)
+        for megabytes in (1, 0)
+    )
+    for position in range(4):
+        draw = Draw(0, position, 0, position % 2)
+        assert torch.equal(kept[draw]["degraded"], plain[draw]["degraded"])
+        assert torch.equal(kept[draw]["clean"], plain[draw]["clean"])
 
 
 def test_pairs_are_cropped_and_flipped_together(pairs):

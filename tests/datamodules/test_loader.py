@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from restorevar.datamodules.loader import FixedSampler, TrainingLoader
-from restorevar.datamodules.sampler import EpochSampler, Task
+from restorevar.datamodules.loader import FixedSampler, TrainingLoader, fixed_loader
+from restorevar.datamodules.sampler import Draw, EpochSampler, Task
 from restorevar.errors import UserError
 
 
@@ -75,6 +75,21 @@ def test_an_error_in_a_worker_is_one_line(workers):
     with pytest.raises(UserError) as caught:
         list(loader)
     assert str(caught.value) == "file.png: damaged"
+
+
+class Numbered(Positions):
+    def __getitem__(self, index):
+        return super().__getitem__(Draw(0, index, 0, index))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_fixed_set_is_one_line(workers):
+    loader = fixed_loader(Numbered(3), 2, workers, FixedSampler(6))
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == "file.png: damaged"
+    loader = fixed_loader(Numbered(), 2, workers, FixedSampler(6))
+    assert positions(loader) == positions(loader) == list(range(6))
 
 
 def test_processes_share_a_fixed_set_without_overlap():

@@ -69,6 +69,11 @@ def test_what_moves_crops(photos, pairs):
     moving = module(photos.parent, permute_colors=True)
     assert moving.moving_crops == ["random_crop", "horizontal_flip", "permute_colors"]
     assert "clean_key" not in next(iter(moving.train_dataloader()))
+    # clean pixels that are new in every epoch would fill a cache of latents for ever
+    train = [CleanPhotos(["photos"]), CleanPhotos(["photos"], gamma=(1.2, 3.0))]
+    dark = module(photos.parent, train=train, random_crop=False, horizontal_flip=False)
+    assert dark.moving_crops == ["train.gamma"]
+    assert "clean_key" not in next(iter(dark.train_dataloader()))
 
 
 def test_batches_have_the_fixed_keys(photos, pairs):

@@ -37,8 +37,18 @@ def test_collections_larger_than_a_shard_are_split(pairs, tmp_path, monkeypatch)
     assert count > 1
     assert len(list((tmp_path / "shards").glob("*.tar"))) == count
     assert len(Shards("shards").collect(tmp_path).records) == 5
-    with pytest.raises(UserError, match=r"has an index\.json already"):
+    with pytest.raises(UserError, match=r"has a file index\.json already"):
         write_shards(ROWS, pairs, tmp_path / "shards")
+
+
+@pytest.mark.parametrize("name", ["000000.tar", "000007.tar", "mine.tar", ".000001.x.part.tar"])
+def test_no_tar_file_is_replaced_indexed_or_deleted(pairs, tmp_path, name):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / name).write_bytes(b"of an interrupted run, or something else")
+    for rows in (ROWS, [ROWS[0]._replace(image_path="none.png")]):
+        with pytest.raises(UserError, match=f"has a file {name} already; choose another folder"):
+            write_shards(rows, pairs, tmp_path / "shards")
+    assert [path.read_bytes()[:2] for path in (tmp_path / "shards").iterdir()] == [b"of"]
 
 
 def test_a_bad_file_leaves_no_shards_behind(pairs, tmp_path):

@@ -28,6 +28,52 @@ def test_clean_photos_have_all_kinds_and_a_fixed_order(photos):
     assert collection.repeat == 3
 
 
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("photos", "maps", "expected"),
+    [
+        (["a.jpg", "b.jpg"], ["a.npy"], {"a.jpg": "a.npy"}),
+        (["a.jpg", "b.jpg"], ["deep/a.png", "b.tif"], {"a.jpg": "deep/a.png", "b.jpg": "b.tif"}),
+        (["x/a.jpg", "b.jpg"], ["a.png"], {"x/a.jpg": "a.png"}),
+        # sub-folders tell apart what has one name; one of them without a map
+        (["x/1.jpg", "y/1.jpg"], ["x/1.png", "y/1.png"], {"x/1.jpg": "x/1.png", "y/1.jpg": "y/1.png"}),
+        (["x/1.jpg", "y/1.jpg"], ["y/1.png"], {"y/1.jpg": "y/1.png"}),
+        (["x.v1.jpg"], ["x.v1.png", "x.png"], {"x.v1.jpg": "x.v1.png"}),
+    ],
+)
+def test_depth_maps_of_the_photos(tmp_path, photos, maps, expected):
+    write(tmp_path / "photos", *photos)
+    write(tmp_path / "maps", *maps)
+    records = CleanPhotos(["photos"], depth="maps").collect(tmp_path).records
+    found = {record.path: record.depth for record in records if record.depth is not None}
+    assert found == {
+        str(tmp_path / "photos" / photo): str(tmp_path / "maps" / name) for photo, name in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("folders", "photos", "maps", "named"),
+    [
+        (["photos"], ["1.jpg"], ["x/1.png", "y/1.png"], ["photos/1.jpg", "maps/x/1.png", "maps/y/1.png"]),
+        (["photos"], ["1.jpg"], ["1.npy", "1.png"], ["photos/1.jpg", "maps/1.npy", "maps/1.png"]),
+        (["photos"], ["x/1.jpg", "y/1.jpg"], ["1.png"], ["photos/x/1.jpg", "photos/y/1.jpg", "maps/1.png"]),
+        (["photos"], ["x/1.jpg", "y/1.jpg"], ["x/1.png", "z/1.png"], ["photos/y/1.jpg", "maps/x/1.png", "maps/z/1"]),
+        (["photos/x", "photos/y"], ["x/1.jpg", "y/1.jpg"], ["1.png"], ["photos/x/1.jpg", "photos/y/1.jpg"]),
+    ],
+)
+def test_depth_maps_that_could_be_anothers_are_refused(tmp_path, folders, photos, maps, named):
+    write(tmp_path / "photos", *photos)
+    write(tmp_path / "maps", *maps)
+    with pytest.raises(UserError) as caught:
+        CleanPhotos(folders, depth="maps").collect(tmp_path)
+    assert all(str(tmp_path / name) in str(caught.value) for name in named)
+
+
 def test_paired_folders_match_by_name_and_name_the_file_that_is_alone(pairs):
     source = PairedFolders("input", "target", "low_light")
     records = source.collect(pairs).records
@@ -64,13 +110,16 @@ def test_fixed_degradations_do_not_change_when_photos_are_left_out(photos):
         (CleanPhotos(["photos"], {"no.such.thing": 1.0}), "no.such.thing"),
         (CleanPhotos(["$NO_SUCH_VARIABLE/photos"]), "not set"),
         (CleanPhotos(["package:no_such_package/data"]), "no package 'no_such_package'"),
-        (CleanPhotos(["photos"], include=["*.tiff"]), "no photo in it"),
+        (CleanPhotos(["."], include=["*.tiff"]), "none of its 12 photos matches `include` .*tiff.*: 000.png, .*, ..."),
+        (CleanPhotos(["photos"], include=["0000.png"]), r"matches `include` \(0000.png\); it has: 000.png, 001.png"),
+        (CleanPhotos(["empty"]), "no photo in it"),
         (FixedDegradations(["photos"], severities=[1.5]), "found 1.5"),
         (Photos(["photos"], kind="fog"), "'fog'"),
         (Manifest("none.json"), "none.json: no such file"),
     ],
 )
 def test_mistakes_are_named(photos, source, message):
+    (photos.parent / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         source.collect(photos.parent)
 

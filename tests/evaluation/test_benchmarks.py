@@ -58,9 +58,10 @@ def test_an_overlay_keeps_what_it_does_not_name():
 
 
 def test_a_set_of_the_same_class_does_not_inherit_the_files_of_the_first():
-    """Lists of equal length are merged item by item: what the second does not name, it takes from the first."""
+    """Merged item by item, lists of equal length would give the second what it does not name of the first."""
     from restorevar.cli.lightning import read_config
 
     base = str(FOLDER.parent / "test.yaml")
+    assert "include" not in (FOLDER / "kodak24.yaml").read_text()
     merged = read_config(["test", "--config", base, "--config", str(FOLDER / "kodak24.yaml")])
     assert merged["data"]["test"][0]["init_args"]["include"] == ["*"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from restorevar.models import RestoreVAR, RestoreVARConfig, ScaleSchedule, TokenizerConfig
 from restorevar.models.codebook import (
@@ -61,6 +62,28 @@ def test_kmeans_of_any_counts(points, clusters):
 def test_perplexity():
     counts = torch.tensor([[5, 5, 5, 5], [7, 0, 0, 0], [0, 0, 0, 0], [3, 3, 0, 0]])
     assert perplexity(counts).tolist() == pytest.approx([4.0, 1.0, 0.0, 2.0])
+
+
+class OnMps(torch.Tensor):
+    """A tensor that says it is on Apple's GPU, where float64 raises."""
+
+    device = torch.device("mps")
+
+
+class NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert not isinstance(result, torch.Tensor) or result.dtype != torch.float64, function
+        return result
+
+
+def test_perplexity_needs_no_float64_on_mps():
+    counts = torch.tensor([[5, 5, 5, 5], [7, 0, 0, 0], [0, 0, 0, 0], [3, 3, 0, 0]])
+    with NoFloat64():
+        found = perplexity(counts.as_subclass(OnMps))
+    assert found.tolist() == pytest.approx([4.0, 1.0, 0.0, 2.0])
+    with pytest.raises(AssertionError), NoFloat64():  # elsewhere nothing is lost
+        perplexity(counts)
 
 
 def test_counts_of_all_and_of_the_first_scales():
