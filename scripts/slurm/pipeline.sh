@@ -6,7 +6,8 @@
 #       --transformer.model.initial_weights var_d16.pth
 #
 # Options with a stage's name in front go to that stage, as those of `restorevar pipeline` do. GPUs x data.batch_size
-# must divide every stage's total_batch (16, 48 and 48). A job that is queued again has not ended, so the next one goes on waiting; if one fails, those after it are dropped.
+# must divide every stage's total_batch (16, 48 and 48). A job that is queued again has not ended, so the next one goes
+# on waiting; if one fails, those after it are dropped.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for_sbatch=()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from restorevar.errors import UserError
 from restorevar.restoration import restorer as restorer_module
@@ -59,11 +59,17 @@ def test_an_image_comes_back_upright_with_its_profile_and_exif(tmp_path, suffix,
         assert carrier.getexif()[ExifTags.Base.Make] == "Maker"
 
 
-def test_cmyk_goes_through_its_profile_as_a_file_does(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (30, 50, 4), np.uint8)
-    Image.fromarray(values, "CMYK").save(tmp_path / "a.tif")
+def test_cmyk_goes_through_its_profile_as_a_file_does(tmp_path, monkeypatch):
+    def convert(image, source, target, outputMode):  # noqa: N803  # Pillow's name
+        return Image.new(outputMode, image.size, (10, 20, 30))
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", convert)  # Pillow comes without a CMYK profile
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("CMYK", (50, 30)).save(tmp_path / "a.tif", icc_profile=profile)
     with Image.open(tmp_path / "a.tif") as image:
-        np.testing.assert_array_equal(np.asarray(restore_photo(StubModel(), image)), read_rgb(tmp_path / "a.tif"))
+        restored = np.asarray(restore_photo(StubModel(), image))
+    assert (restored == (10, 20, 30)).all()
+    np.testing.assert_array_equal(restored, read_rgb(tmp_path / "a.tif"))
 
 
 def test_deep_grey_with_a_transparent_value_stays_deep(tmp_path):
