@@ -41,8 +41,8 @@ from restorevar.datamodules.sources import Record
 from restorevar.errors import UserError
 from restorevar.evaluation.protocol import PROTOCOLS
 from restorevar.evaluation.scores import INPUT_METHOD, Role, ScoreTable, Summary, summarize, write_json
-from restorevar.files import atomic_write, sha256
-from restorevar.models.pretrained import WEIGHTS, find_folder
+from restorevar.files import atomic_write
+from restorevar.models.pretrained import find_folder, weights_digest
 from restorevar.restoration.photo import read_rgb
 from restorevar.restoration.restorer import Restorer
 
@@ -194,9 +194,9 @@ def measure(options: argparse.Namespace) -> None:
     begun = time.monotonic()
     model = RestoreVAR.from_pretrained(options.model).to(options.device)
     if model.transformer is None or model.detail is None:
-        raise UserError(f"{options.model} has no detail path; expected a model that went through all four stages")
-    weights = find_folder(options.model) / WEIGHTS
-    facts = {"model": f"{weights.parent.name}, sha256 {sha256(weights)}"}
+        raise UserError(f"{options.model} has no detail path; expected a model that went through stage 4")
+    folder = find_folder(options.model)
+    facts = {"model": f"{folder.name}, {weights_digest(folder)}"}
     regression = None
     if options.regression is not None:
         regression, progress = load(options.regression)

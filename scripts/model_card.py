@@ -21,9 +21,9 @@ import torch
 
 from restorevar.errors import UserError
 from restorevar.evaluation.scores import INPUT_METHOD, MODEL_METHOD
-from restorevar.files import atomic_write, sha256
+from restorevar.files import atomic_write
 from restorevar.models import RestoreVAR
-from restorevar.models.pretrained import CARD, WEIGHTS, read_config
+from restorevar.models.pretrained import CARD, read_config, weights_digest
 
 TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 FULL, ANOTHER = "fidelity 1", "fidelity 1, latent of another photo"
@@ -157,10 +157,10 @@ def card(options: argparse.Namespace) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=options.name or folder.resolve().name,
         parameters=sum(parts.values()),
-        megabytes=(folder / WEIGHTS).stat().st_size / 1e6,
+        megabytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6,
         image_size=model.image_size,
         parts=parts,
-        digest=sha256(folder / WEIGHTS),
+        digest=weights_digest(folder),
         scores=[{"rows": score_rows(content), "facts": content["run"]} for content in map(read_json, options.scores)],
         latent=latent_tables(read_json(options.latent)) if options.latent is not None else None,
         pictures=[{"path": inside(folder, p), "caption": words(p.stem).replace("-", ", ")} for p in options.pictures],

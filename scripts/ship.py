@@ -1,6 +1,6 @@
 """Puts a trained model into the package: bfloat16 weights, their licence, the card.
 
-python scripts/ship.py runs/nano/detail_full_size/model restorevar-nano
+python scripts/ship.py runs/nano/gate/model restorevar-nano
 
 Writes ``restorevar/pretrained/<name>/``. A card that is there already (written by hand) stays, as do other files.
 """
@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from restorevar.errors import UserError
-from restorevar.files import sha256
 from restorevar.models import RestoreVAR
-from restorevar.models.pretrained import CARD, WEIGHTS
+from restorevar.models.pretrained import CARD, weights_digest
 
 ROOT = Path(__file__).parents[1]
 LICENSE = "LICENSE-WEIGHTS"
@@ -44,7 +43,7 @@ def ship(trained: Path, target: Path, scales: list[int] | None = None) -> str:
         shutil.copyfile(trained / CARD, folder / CARD)
         model.save_pretrained(folder, dtype=torch.bfloat16)
         shutil.copyfile(ROOT / LICENSE, folder / LICENSE)
-        megabytes = (folder / WEIGHTS).stat().st_size / 1e6
+        megabytes = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
         if megabytes > LIMIT_MB:
             raise UserError(
                 f"the weights take {megabytes:.1f} MB; expected at most {LIMIT_MB:.0f}: train a smaller model"
@@ -55,7 +54,7 @@ def ship(trained: Path, target: Path, scales: list[int] | None = None) -> str:
         for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):  # config.json last
             file.replace(target / file.name)
     height, width = model.image_size
-    return f"{target}: {megabytes:.1f} MB, {width} x {height} px, weights' SHA-256 {sha256(target / WEIGHTS)}"
+    return f"{target}: {megabytes:.1f} MB, {width} x {height} px, {weights_digest(target)}"
 
 
 def main() -> None:

@@ -28,7 +28,8 @@ def test_the_shipped_folder_is_whole_and_names_its_licence():
     folder = shipped_models()[DEFAULT_MODEL]
     record = json.loads((folder / "config.json").read_text())
     assert record["weights_sha256"] == sha256(folder / "model.safetensors")
-    assert (folder / "model.safetensors").stat().st_size <= 30e6
+    assert record.get("gate_sha256") == (sha256(folder / "gate.safetensors") if record["model"].get("gate") else None)
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 30e6
     assert record["model"]["license"] == "LICENSE-WEIGHTS"
     assert (folder / "LICENSE-WEIGHTS").read_text() == (ROOT / "LICENSE-WEIGHTS").read_text()
     assert (folder / "README.md").is_file()
@@ -52,9 +53,9 @@ def test_the_recipe_runs_and_its_model_can_be_shipped(tmp_path):
     specification = importlib.util.spec_from_file_location("ship", ROOT / "scripts" / "ship.py")
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
-    script.ship(tmp_path / "runs" / "detail_full_size" / "model", tmp_path / "shipped")  # refuses more than 30 MB
+    script.ship(tmp_path / "runs" / "gate" / "model", tmp_path / "shipped")  # refuses more than 30 MB
     model = RestoreVAR.from_pretrained(tmp_path / "shipped")
-    assert None not in (model.transformer, model.refiner, model.detail)
+    assert None not in (model.transformer, model.refiner, model.detail, model.gate)
     words = ["restore", str(skimage_photo("chelsea.png")), "--output", str(tmp_path / "out")]
     assert main([*words, "--model", str(tmp_path / "shipped")]) == 0
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ExportModel(L.Callback):
-    """Writes ``config.json``, ``model.safetensors`` and a model card when ``fit`` ends, with averaged weights if any.
+    """Writes ``config.json``, weights and a model card when ``fit`` ends, with averaged weights if any.
 
     Args:
         folder: Where to; None is ``model`` in the run's folder.

@@ -46,7 +46,7 @@ def export(
         format: onnx is one model.onnx for onnxruntime; aoti is one model.pt2 compiled for this machine (torch only);
             parts are four torch.export programs (encoder, step, refiner, decoder) and the tables of the scales.
         batch: Photos at once.
-        fidelity: For models with a detail path: 0 (method only) to 1 (the default; keeps most of the input).
+        fidelity: For models with a detail path or a gate: 0 (method only) to 1 (the default; keeps most of the input).
         precision: Of the large products and convolutions; onnx takes float32 only.
         size: Side of the photos in pixels; the model's own if not given.
         overwrite: Replace the package that the output folder holds.

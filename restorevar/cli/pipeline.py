@@ -251,7 +251,8 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _weights_of(previous: Path | None, config: dict[str, Any]) -> str | None:
     """What identifies the model that a stage starts from."""
     if previous is not None:
-        return str(json.loads((previous / "config.json").read_text(encoding="utf-8"))["weights_sha256"])
+        record = json.loads((previous / "config.json").read_text(encoding="utf-8"))
+        return str(record["weights_sha256"]) + str(record.get("gate_sha256", ""))
     return config["model"].get("init_args", {}).get("initial_model")
 
 
@@ -270,8 +271,10 @@ def _record(folder: Path, inputs: dict[str, Any], finished: bool) -> None:
 def _is_complete(model: Path) -> bool:
     """A model folder whose weights are the ones that its configuration, written last, speaks of."""
     try:
-        expected = json.loads((model / "config.json").read_text(encoding="utf-8"))["weights_sha256"]
-        return sha256(model / "model.safetensors") == expected
+        record = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        if "gate_sha256" in record and sha256(model / "gate.safetensors") != record["gate_sha256"]:
+            return False
+        return bool(sha256(model / "model.safetensors") == record["weights_sha256"])
     except (OSError, ValueError, KeyError):
         return False
 

@@ -48,7 +48,7 @@ def restore(
         model: Name of a shipped model, a model folder, or a hub id.
         tile: Side of the tiles in pixels; auto is the model's own size, as many at once as fit into memory.
         overlap: Pixels over which tiles cross-fade; an eighth of a tile if not given.
-        fidelity: For models with a detail path: 0 (method only) to 1 (the default; keeps most of the input).
+        fidelity: For models with a detail path or a gate: 0 (method only) to 1 (the default; keeps most of the input).
         color_fix: Takes the mean of each channel (mean) or all low frequencies (wavelet) back from the input, which
             brings haze and darkness back too.
         global_correction: Whether tiles are levelled by one restoration of the whole photo at reduced size.

@@ -97,7 +97,7 @@ def build_page(gradio: Any, network: "RestoreVAR", folder: Path) -> Any:
     Returns:
         A `gradio.Blocks` with one event, the restoration.
     """
-    has_detail = network.detail is not None
+    has_detail = network.resolve_fidelity(None) > 0
     bar = gradio.Progress()
 
     def restore(

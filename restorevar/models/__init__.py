@@ -2,6 +2,7 @@
 
 from restorevar.models.config import (
     DetailConfig,
+    GateConfig,
     RefinerConfig,
     RestoreVARConfig,
     TokenizerConfig,
@@ -14,6 +15,7 @@ __all__ = [
     "PAPER_SCALES_256",
     "PAPER_SCALES_512",
     "DetailConfig",
+    "GateConfig",
     "Generation",
     "RefinerConfig",
     "RestoreVAR",

@@ -145,6 +145,19 @@ class DetailConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """Gate: how much of the degraded photo to keep, told from statistics of the whole photo (ours, not the paper's).
+
+    Attributes:
+        hidden: Hidden channels of the network that reads the statistics.
+        dropout: Share of the statistics that training hides.
+    """
+
+    hidden: int = 16
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
 class RestoreVARConfig:
     """A whole model, or the first parts of one: each training stage adds the next part.
 
@@ -154,6 +167,7 @@ class RestoreVARConfig:
         transformer: Sizes of the transformer, None before stage 2.
         refiner: Sizes of the refiner, None before stage 3.
         detail: Sizes of the detail path, None where there is none.
+        gate: Sizes of the gate, None where there is none.
         license: Licence of the weights (SPDX name or a file's name in the model folder).
     """
 
@@ -162,6 +176,7 @@ class RestoreVARConfig:
     transformer: TransformerConfig | None = None
     refiner: RefinerConfig | None = None
     detail: DetailConfig | None = None
+    gate: GateConfig | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:
@@ -171,10 +186,12 @@ class RestoreVARConfig:
             UserError: If a size is not positive, or the parts do not fit each other.
         """
         ScaleSchedule(self.scales)
-        for name in ("tokenizer", "transformer", "refiner", "detail"):
+        for name in ("tokenizer", "transformer", "refiner", "detail", "gate"):
             _check_positive(name, getattr(self, name))
         if self.transformer is None and self.refiner is not None:
             raise UserError("the model has a refiner but no transformer; expected both, or no refiner")
+        if self.gate is not None and not 0 <= self.gate.dropout < 1:
+            raise UserError(f"gate dropout is {self.gate.dropout}; expected a share from 0 to below 1")
         tokenizer, transformer = self.tokenizer, self.transformer
         groups = tokenizer.norm_groups
         for channels in tokenizer.level_channels:
@@ -239,6 +256,7 @@ class RestoreVARConfig:
             "transformer": TransformerConfig,
             "refiner": RefinerConfig,
             "detail": DetailConfig,
+            "gate": GateConfig,
         }
         values = dict(values)
         for name, part in parts.items():

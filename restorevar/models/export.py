@@ -146,7 +146,7 @@ class Refine(nn.Module):
 
 
 class Decode(nn.Module):
-    """Latent to photo; the encoder's features are made again where the model has a detail path.
+    """Latent to photo; the encoder's features are made again where the model has a detail path or a gate.
 
     Args:
         model: The model.

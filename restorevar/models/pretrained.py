@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 import restorevar
 from restorevar.errors import UserError
@@ -19,10 +20,21 @@ from restorevar.files import atomic_write, sha256
 from restorevar.models.config import RestoreVARConfig
 from restorevar.models.restorevar import RestoreVAR, in_float32_island
 
-__all__ = ["copy_license", "find_folder", "license_file", "load", "read_config", "save", "shipped_models"]
+__all__ = [
+    "copy_license",
+    "find_folder",
+    "license_file",
+    "load",
+    "read_config",
+    "save",
+    "shipped_models",
+    "weights_digest",
+]
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# apart from the others: it is made for a model that is finished, and leaves that model's file as it is
+GATE = "gate.safetensors"
 # `models/mine` where nothing lies is a folder mistyped or not made yet, not somebody's repository
 LOCAL_FOLDERS = ("models", "runs", "checkpoints", "outputs", "demo")
 
@@ -78,7 +90,7 @@ def _download(hub_id: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, CARD, "LICENSE*"]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, GATE, CARD, "LICENSE*"]))
     except Exception as error:
         shipped = ", ".join(shipped_models()) or "none"
         raise UserError(
@@ -120,8 +132,28 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
     """
     folder = find_folder(name_or_folder)
     model = RestoreVAR(read_config(folder), initialize=False)
-    expected = model.state_dict()
-    path = folder / WEIGHTS
+    weights, gate = _parts(model.state_dict())
+    _read_weights(folder / WEIGHTS, weights)
+    if gate:
+        _read_weights(folder / GATE, gate)
+    model.rebuild_tables()
+    return model.eval()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a model folder's weights, and of its gate's where it has one, as reports name them."""
+    digest = f"sha256 {sha256(folder / WEIGHTS)}"
+    return digest + (f", gate {sha256(folder / GATE)}" if (folder / GATE).is_file() else "")
+
+
+def _parts(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What lies in :data:`WEIGHTS`, and what in :data:`GATE`."""
+    gate = {name: value for name, value in weights.items() if name.startswith("gate.")}
+    return {name: value for name, value in weights.items() if name not in gate}, gate
+
+
+def _read_weights(path: Path, expected: dict[str, Tensor]) -> None:
+    """Reads a file into tensors of the same names."""
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -141,8 +173,6 @@ def load(name_or_folder: str | os.PathLike[str]) -> RestoreVAR:
                 tensor.copy_(value)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected the weights that belong to {CONFIG}") from error
-    model.rebuild_tables()
-    return model.eval()
 
 
 def save(
@@ -159,20 +189,26 @@ def save(
     """
     folder = Path(folder)
     (folder / CONFIG).unlink(missing_ok=True)
-    weights = {
-        name: value.detach().to("cpu", dtype if dtype is not None and not in_float32_island(name) else value.dtype)
-        for name, value in model.state_dict().items()
-    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        stays = dtype is None or in_float32_island(name) or not value.is_floating_point()
+        weights[name] = value.detach().to("cpu", value.dtype if stays else dtype)
     weights = {name: value.contiguous() for name, value in weights.items()}
-    with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+    checksums = {}
+    for file, key, part in zip((WEIGHTS, GATE), ("weights_sha256", "gate_sha256"), _parts(weights), strict=True):
+        if not part:
+            (folder / file).unlink(missing_ok=True)
+            continue
+        with atomic_write(folder / file) as temporary:
+            save_file(part, temporary, metadata={"format": "pt"})
+        checksums[key] = sha256(folder / file)
     if card is not None or not (folder / CARD).exists():
         with atomic_write(folder / CARD) as temporary:
             temporary.write_text(card or _card(model), encoding="utf-8")
     record = {
         "format": FORMAT,
         "restorevar": restorevar.__version__,
-        "weights_sha256": sha256(folder / WEIGHTS),
+        **checksums,
         "model": model.config.to_dict(),
     }
     with atomic_write(folder / CONFIG) as temporary:
@@ -210,7 +246,8 @@ def license_file(source: str | os.PathLike[str], name: str | None = None) -> Pat
 
 def _card(model: RestoreVAR) -> str:
     height, width = model.image_size
-    parts = [name for name in ("tokenizer", "transformer", "refiner", "detail") if getattr(model, name) is not None]
+    names = ("tokenizer", "transformer", "refiner", "detail", "gate")
+    parts = [name for name in names if getattr(model, name) is not None]
     sizes = [f"| {name} | {sum(p.numel() for p in getattr(model, name).parameters()) / 1e6:.2f} |" for name in parts]
     return "\n".join(
         [

@@ -81,8 +81,8 @@ PUBLISHED_SETTINGS = {
 
 
 def unpublished_settings(config: RestoreVARConfig) -> list[str]:
-    """What a model has that the published one has not: settings as ``part.name``, or ``detail``."""
-    found = ["detail"] if config.detail is not None else []
+    """What a model has that the published one has not: settings as ``part.name``, ``detail``, ``gate``."""
+    found = [part for part in ("detail", "gate") if getattr(config, part) is not None]
     for part, names in PUBLISHED_SETTINGS.items():
         chosen = getattr(config, part)
         for name in names if chosen is not None else ():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restorevar.errors import UserError
-from restorevar.models.config import RestoreVARConfig
+from restorevar.models.config import GateConfig, RestoreVARConfig
 from restorevar.models.detail import DetailPath
+from restorevar.models.gate import PhotoGate
 from restorevar.models.initialization import (
     WithoutInitialization,
     initialize_refiner,
@@ -87,6 +90,7 @@ class RestoreVAR(nn.Module):
         self.transformer: ScaleTransformer | None = None
         self.refiner: Refiner | None = None
         self.detail: DetailPath | None = None
+        self.gate: PhotoGate | None = None
         with contextlib.nullcontext() if initialize else WithoutInitialization():
             self._build(initialize)
         for part in (self.tokenizer, self.refiner, self.detail):
@@ -109,6 +113,8 @@ class RestoreVAR(nn.Module):
                     initialize_refiner(self.refiner)
         if config.detail is not None:
             self.detail = DetailPath(config.detail, config.tokenizer)
+        if config.gate is not None:
+            self.gate = PhotoGate(config.gate)
 
     @property
     def scales(self) -> ScaleSchedule:
@@ -174,6 +180,19 @@ class RestoreVAR(nn.Module):
                 part.set_scales(schedule)
         return self
 
+    def set_gate(self, config: GateConfig | None) -> RestoreVAR:
+        """Gives the model a new gate, untrained, or takes away the one it has.
+
+        Args:
+            config: Sizes; None for no gate.
+
+        Returns:
+            The model itself.
+        """
+        self.config = dataclasses.replace(self.config, gate=config)
+        self.gate = None if config is None else PhotoGate(config)
+        return self
+
     def rebuild_tables(self) -> None:
         """Recomputes the tables that follow from the schedule, after the model was made without initialisation."""
         if self.transformer is not None:
@@ -195,8 +214,9 @@ class RestoreVAR(nn.Module):
             )
 
     def prepared(self, image: Tensor) -> Tensor:
-        """The image on the model's device, in its precision and memory layout."""
-        return image.to(device=self.device, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
+        """The image on the model's device, in its memory layout, float32 or better."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return image.to(device=self.device, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
         """Autoregressive pass over all scales: the likeliest tokens, or as ``transformer.mean_scales`` says, means.
@@ -239,17 +259,29 @@ class RestoreVAR(nn.Module):
         return roll_out.latent if self.refiner is None else self.refiner(roll_out.latent, roll_out.hidden, features)
 
     def decode(self, latent: Tensor, pyramid: list[Tensor], fidelity: float | Tensor, clamp: bool = True) -> Tensor:
-        """Photo of a latent, with the detail path where fidelity asks for it.
+        """Photo of a latent, with detail path and gate where fidelity asks for them.
 
         Args:
             latent: (B, Z, s_K, s_K).
             pyramid: The degraded photo's pixel blocks and encoder features, from :meth:`Encoder.pyramid`.
-            fidelity: Weight of the detail path in [0, 1], a number or one a sample.
+            fidelity: Weight of detail path and gate in [0, 1], a number or one a sample.
             clamp: Clamp to [-1, 1].
 
         Returns:
             (B, 3, H, W).
         """
+        image = self.decode_ungated(latent, pyramid, fidelity, clamp=clamp and self.gate is None)
+        if self.gate is None or (isinstance(fidelity, float | int) and fidelity == 0):
+            return image.clamp(-1, 1) if clamp else image
+        patch = self.config.tokenizer.stem_patch
+        degraded = F.pixel_shuffle(pyramid[0], patch) if patch > 1 else pyramid[0]
+        image = self.gate(image, degraded, fidelity)
+        return image.clamp(-1, 1) if clamp else image
+
+    def decode_ungated(
+        self, latent: Tensor, pyramid: list[Tensor], fidelity: float | Tensor, clamp: bool = True
+    ) -> Tensor:
+        """What :meth:`decode` gives without a gate; arguments as there."""
         if self.detail is None or (isinstance(fidelity, float | int) and fidelity == 0):
             return self.tokenizer.decode(latent, clamp=clamp)
         fuser = self.detail.fuser(pyramid, fidelity)
@@ -257,16 +289,17 @@ class RestoreVAR(nn.Module):
         return image.clamp(-1, 1) if clamp else image
 
     def resolve_fidelity(self, fidelity: float | None) -> float:
-        """Checks a fidelity; None is 1 with a detail path and 0 without one.
+        """Checks a fidelity; None is 1 with a detail path or a gate and 0 without either.
 
         Raises:
-            UserError: If it is outside [0, 1], or above 0 for a model without a detail path.
+            UserError: If it is outside [0, 1], or above 0 for a model with neither.
         """
+        plain = self.detail is None and self.gate is None
         if fidelity is None:
-            return 0.0 if self.detail is None else 1.0
+            return 0.0 if plain else 1.0
         if not 0.0 <= fidelity <= 1.0:
             raise UserError(f"fidelity is {fidelity}; expected a number from 0 (method only) to 1 (most of the input)")
-        if fidelity > 0 and self.detail is None:
+        if fidelity > 0 and plain:
             raise UserError(
                 f"fidelity is {fidelity}, but this model has no detail path; leave fidelity out or set it to 0"
             )

@@ -72,7 +72,8 @@ class Encoder(nn.Module):
         Finest first; level i gives (B, C_i, H / (p 2^i), W / (p 2^i)).
         """
         blocks = F.pixel_unshuffle(image, self.stem_patch) if self.stem_patch > 1 else image
-        x, features = self.conv_in(blocks), [blocks]
+        # the blocks stay as exact as they came: what compares photos needs more than bfloat16
+        x, features = self.conv_in(blocks.to(self.conv_in.weight.dtype)), [blocks]
         for level, residual in enumerate(self.levels):
             x = residual(x)
             features.append(x)

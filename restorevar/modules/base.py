@@ -17,7 +17,7 @@ from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBa
 from restorevar.errors import UserError
 from restorevar.evaluation.metrics import ImageMetrics
 from restorevar.losses import ImageLoss
-from restorevar.models import DetailConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
+from restorevar.models import DetailConfig, GateConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
 from restorevar.modules.latent_cache import LatentCache
 from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
 
@@ -357,6 +357,7 @@ def grow(
     transformer: TransformerConfig | None = None,
     refiner: RefinerConfig | None = None,
     detail: DetailConfig | None = None,
+    gate: GateConfig | None = None,
 ) -> RestoreVAR:
     """The model with more parts; those that it has already keep their weights.
 
@@ -365,11 +366,12 @@ def grow(
         transformer: Sizes of the part to have; None leaves it as it is.
         refiner: The same.
         detail: The same.
+        gate: The same.
 
     Raises:
         UserError: If the model has the part in other sizes.
     """
-    wanted = {"transformer": transformer, "refiner": refiner, "detail": detail}
+    wanted = {"transformer": transformer, "refiner": refiner, "detail": detail, "gate": gate}
     added: dict[str, Any] = {}
     for name, config in wanted.items():
         present = getattr(model.config, name)
@@ -394,13 +396,17 @@ def grow(
     return grown
 
 
-def load_initial(initial_model: str | None, stage: str, scales: Sequence[int] | None = None) -> RestoreVAR:
+def load_initial(
+    initial_model: str | None, stage: str, scales: Sequence[int] | None = None, keep_gate: bool = False
+) -> RestoreVAR:
     """Loads the model that a stage starts from.
 
     Args:
         initial_model: Model folder, shipped name or hub id.
         stage: Name of the stage in error messages.
         scales: Schedule to move the model to; None keeps the model's.
+        keep_gate: Whether a gate stays. It knows the results of the model that it was trained for, so the stages that
+            change those leave it out.
 
     Raises:
         UserError: If none was given, or it cannot be loaded.
@@ -415,6 +421,9 @@ def load_initial(initial_model: str | None, stage: str, scales: Sequence[int] | 
             f"model.initial_model {path} is a run's folder; expected the model folder in it: {path / 'model'}"
         )
     model = RestoreVAR.from_pretrained(initial_model)
+    if not keep_gate and model.gate is not None:
+        logger.info("the gate of %s is left out: what is trained now changes what it judges; stage 5 makes one", path)
+        model.set_gate(None)
     return model if scales is None else model.set_scales(scales)
 
 

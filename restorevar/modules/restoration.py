@@ -429,11 +429,9 @@ def _to_8_bits(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def _weights_digest(model: str) -> str:
-    from restorevar.files import sha256
-    from restorevar.models.pretrained import WEIGHTS, find_folder
+    from restorevar.models.pretrained import find_folder, weights_digest
 
-    path = find_folder(model) / WEIGHTS
-    return f"sha256 {sha256(path)}" if path.is_file() else "not a single file"
+    return weights_digest(find_folder(model))
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,0 +1,144 @@
+"""Gate: how much of the degraded photo to keep, told from statistics of the whole (ours, not the paper's)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from restorevar.models.config import GateConfig
+
+__all__ = ["PhotoGate", "photo_statistics"]
+
+BRIGHTNESS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+BLOCKS = (0.02, 0.1, 0.5, 0.9, 0.98)
+ENDS = (0.005, 0.995)
+STATISTICS_COUNT = 57
+LUMA = (0.299, 0.587, 0.114)
+
+
+class PhotoGate(nn.Module):
+    """Blends degraded and restored photo, y + w (g (x - y) + (1 - g) s), by a share g and a shift of colours s.
+
+    Whether a photo suffers at all, and how bright it should be, is a matter of the whole: a good photo is best left
+    alone, and a dark one may be meant so. What tells (brightness, noise in flat places, sharpness at two sizes, how far
+    the two photos differ) are a few dozen numbers, and a small network reads them. From so few it can be learned on a
+    thousand photos, where a network on pixels learns the photos by heart.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: GateConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.BatchNorm1d(STATISTICS_COUNT, affine=False, momentum=None)
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc1 = nn.Linear(STATISTICS_COUNT, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, 4)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+        nn.init.constant_(self.fc2.bias[:1], -2.0)
+
+    def read(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
+        """Share to keep and shift of colours.
+
+        Args:
+            statistics: (B, 57) float32, from :func:`photo_statistics`.
+
+        Returns:
+            Share g (B, 1) in (0, 1) and shift s (B, 3) of values in [0, 1], float32.
+        """
+        x = self.dropout(self.norm(statistics).clamp(-4, 4))
+        x = F.silu(F.linear(x, self.fc1.weight.float(), self.fc1.bias.float()))
+        x = F.linear(x, self.fc2.weight.float(), self.fc2.bias.float())
+        return x[:, :1].sigmoid(), 0.03 * x[:, 1:]
+
+    def forward(self, restored: Tensor, degraded: Tensor, weight: float | Tensor) -> Tensor:
+        """Blends two photos.
+
+        Args:
+            restored: (B, 3, H, W) in [-1, 1].
+            degraded: The same.
+            weight: Fidelity w in [0, 1], a number or one a sample (B,).
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        with torch.autocast(restored.device.type, enabled=False):
+            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
+            share, shift = self.read(photo_statistics((degraded + 1) / 2, (restored + 1) / 2))
+            if isinstance(weight, Tensor):
+                weight = weight.float().view(-1, 1, 1, 1)
+            share, shift = share[:, :, None, None], 2 * shift[:, :, None, None]
+            return restored + weight * (share * (degraded - restored) + (1 - share) * shift)
+
+
+def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
+    """What the gate reads of a degraded and a restored photo.
+
+    Quantiles of brightness and of the dark channel; of the deviation inside small blocks, which is noise in flat ones
+    and sharpness in others, at full and half size; how lopsided fine detail is (streaks and flakes are bright); and
+    what restoring changed.
+
+    Args:
+        degraded: (B, 3, H, W) float32 in [0, 1]; 32 pixels a side or more.
+        restored: The same.
+
+    Returns:
+        (B, 57) float32.
+    """
+    seen, given = _luma(degraded), _luma(restored)
+    half, change = F.avg_pool2d(seen, 2), restored - degraded
+    fine, coarse = _fine(seen), _fine(half)
+    dark = F.avg_pool2d(degraded.amin(1, keepdim=True), 4)
+    blocks, means = _deviations(fine, 8), F.avg_pool2d(seen, 8).flatten(1)
+    middle = _quantiles(means, (0.5,))
+    shadows = torch.where(means <= middle, blocks, blocks.new_tensor(1.0))
+    lights = torch.where(means >= middle, blocks, blocks.new_tensor(1.0))
+    smooth = F.avg_pool2d(change, 16)
+    brightness = _quantiles(half, BRIGHTNESS)
+    red, green, blue = degraded.mean((2, 3)).unbind(1)
+    positive = [
+        brightness + 0.01,
+        _quantiles(blocks, BLOCKS),
+        _quantiles(_deviations(_fine(given), 8), BLOCKS),
+        _quantiles(_deviations(coarse, 4), BLOCKS),
+        _quantiles(shadows, (0.05,)),
+        _quantiles(lights, (0.05,)),
+        _quantiles(_deviations(_fine(degraded[:, :1] - degraded[:, 1:2]), 8), (0.05, 0.5)),
+        _quantiles(fine, ENDS).abs(),
+        _quantiles(_fine(_luma(change)), ENDS).abs(),
+        smooth.square().mean((1, 2, 3)).sqrt()[:, None],
+        change.square().mean((1, 2, 3)).sqrt()[:, None],
+    ]
+    plain = [
+        brightness,
+        _quantiles(F.avg_pool2d(given, 2), BRIGHTNESS),
+        _quantiles(dark, (0.05, 0.5, 0.95)),
+        smooth.mean((2, 3)),
+        _quantiles(_luma(smooth), (0.05, 0.5, 0.95)),
+        torch.stack([red - green, blue - green], 1),
+    ]
+    return torch.cat([torch.cat(positive, 1).add(1e-3).log(), *plain], dim=1)
+
+
+def _luma(photo: Tensor) -> Tensor:
+    return (photo * photo.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _fine(photo: Tensor) -> Tensor:
+    """What differs from the mean of the 3x3 pixels around."""
+    return photo - F.avg_pool2d(F.pad(photo, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+
+
+def _deviations(fine: Tensor, side: int) -> Tensor:
+    """Root mean square in blocks, (B, 1, H, W) -> (B, blocks)."""
+    return F.avg_pool2d(fine.square(), side).flatten(1).sqrt()
+
+
+def _quantiles(values: Tensor, shares: tuple[float, ...]) -> Tensor:
+    """Quantiles of each sample by nearest rank, (B, ...) -> (B, len(shares)); sorting can be exported."""
+    ordered = values.flatten(1).sort(dim=1).values
+    ranks = [round(share * (ordered.shape[1] - 1)) for share in shares]
+    return torch.stack([ordered[:, rank] for rank in ranks], dim=1)

@@ -1,0 +1,167 @@
+"""Stage 5: the gate, on whole restorations against the clean photo. Ours, not the paper's."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from restorevar.datamodules.batch import RestorationBatch
+from restorevar.errors import UserError
+from restorevar.models import GateConfig, RestoreVAR
+from restorevar.models.gate import PhotoGate, photo_statistics
+from restorevar.modules.base import StageModule, grow, load_initial
+from restorevar.optimization import Schedule
+
+__all__ = ["TERMS", "GateModule", "blend_error", "blend_loss", "error_terms"]
+
+TERMS = 9
+
+
+class GateModule(StageModule):
+    """Trains the gate: how much of a degraded photo to keep, told from its statistics and those of the restoration.
+
+    Everything else is frozen. A restoration takes a second, the gate's own step a millisecond, and the error of any
+    blend follows from nine numbers a photo (:func:`error_terms`). So those numbers and the statistics of all photos
+    seen so far are remembered, and each step learns from a batch of them.
+
+    Args:
+        initial_model: Model folder of stage 3 or 4 (or of stage 5, to go on).
+        move_to_scales: Another schedule of as many scales to move the model to; None keeps the model's.
+        gate: Sizes of the gate to add; None trains the one that the model has.
+        replay: Remembered photos in a step, beside those just restored.
+        floor: Added to the mean squared error of a photo, range [0, 1], so that no photo is worth ever more.
+        optimizer: Makes the optimizer from parameter groups.
+        schedule: Learning-rate multiplier over the run.
+        scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
+        reference_batch: Batch that the learning rate is given for; None takes the rate as it is.
+        encoder_bfloat16: Convolutions of the frozen encoder in bfloat16 instead of float32: faster, and a few of the
+            clean tokens change; how many is reported.
+    """
+
+    def __init__(
+        self,
+        initial_model: str | None = None,
+        move_to_scales: tuple[int, ...] | None = None,
+        gate: GateConfig | None = None,
+        replay: int = 60,
+        floor: float = 3e-4,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        scalar_rate_multiplier: float = 1.0,
+        reference_batch: int | None = None,
+        encoder_bfloat16: bool = False,
+    ) -> None:
+        super().__init__(initial_model, optimizer, schedule, scalar_rate_multiplier, reference_batch, encoder_bfloat16)
+        self.move_to_scales = move_to_scales
+        self.gate_config = gate
+        self.replay = replay
+        self.floor = floor
+        self._memory = torch.empty(0)
+
+    def build_model(self) -> RestoreVAR:
+        """See :meth:`StageModule.build_model`."""
+        model = load_initial(self.initial_model, "stage 5", self.move_to_scales, keep_gate=True)
+        if model.transformer is None:
+            raise UserError(
+                f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 3 or 4"
+            )
+        model = grow(model, gate=self.gate_config)
+        if model.gate is None:
+            raise UserError("the initial model has no gate and model.gate gives no sizes; give them")
+        return model
+
+    def trained_modules(self) -> list[nn.Module]:
+        """The gate."""
+        assert self.model.gate is not None
+        return [self.model.gate]
+
+    @torch.no_grad()
+    def _restore(self, batch: RestorationBatch) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Latent and encoder features of the degraded photos, and the restored (B, 3, H, W) in [0, 1], ungated."""
+        features, pyramid = self.encode(batch["degraded"])
+        latent = self.model.refine(self.model.roll_out(features), features)
+        fidelity = 0.0 if self.model.detail is None else 1.0
+        return latent, pyramid, (self.model.decode_ungated(latent, pyramid, fidelity).float() + 1) / 2
+
+    def training_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
+        """Negative PSNR of the blends of this batch and of remembered ones."""
+        self.check_batch(batch)
+        assert self.model.gate is not None
+        restored = self._restore(batch)[2]
+        degraded, clean = ((batch[name].float() + 1) / 2 for name in ("degraded", "clean"))
+        with torch.autocast(restored.device.type, enabled=False):
+            new = torch.cat([error_terms(degraded, restored, clean), photo_statistics(degraded, restored)], dim=1)
+            new = self.all_gather(new).view(-1, new.shape[1])  # the same memory on every process
+            old = self._memory.to(new)
+            drawn = torch.randperm(len(old), generator=torch.Generator().manual_seed(self.global_step))[: self.replay]
+            rows = torch.cat([new, old[drawn.to(old.device)]])
+            rows = rows.repeat(2, 1) if len(rows) == 1 else rows  # statistics of one photo have no deviation
+            self._memory = torch.cat([old, new])
+            loss = blend_loss(self.model.gate, rows, self.floor)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(clean))
+        return {"loss": loss}
+
+    def validation_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
+        """Scores of the restoration with the gate; PSNR without it beside them."""
+        self.check_batch(batch)
+        latent, pyramid, plain = self._restore(batch)
+        restored = self.model.decode(latent, pyramid, 1.0).float()
+        self.score((restored + 1) / 2, batch)
+        psnr = self._metrics(plain, (batch["clean"].float() + 1) / 2)["psnr"].mean().to(self.device)
+        self.log("val/psnr_ungated", psnr, batch_size=len(restored), sync_dist=True)
+        return {"images": {"degraded": batch["degraded"], "restored": restored, "clean": batch["clean"]}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is remembered: a resumed run learns from the same photos."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["gate_memory"] = self._memory.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it back."""
+        self._memory = checkpoint["gate_memory"]
+
+
+def error_terms(degraded: Tensor, restored: Tensor, clean: Tensor) -> Tensor:
+    """What the error of every blend follows from.
+
+    With E = c - y and D = x - y: the means of E^2, E D and D^2, and the mean of E and of D in each colour.
+
+    Args:
+        degraded: x, (B, 3, H, W) in [0, 1].
+        restored: y, the same.
+        clean: c, the same.
+
+    Returns:
+        (B, 9).
+    """
+    error, change = clean - restored, degraded - restored
+    products = [(a * b).mean((1, 2, 3)) for a, b in ((error, error), (error, change), (change, change))]
+    return torch.cat([torch.stack(products, 1), error.mean((2, 3)), change.mean((2, 3))], dim=1)
+
+
+def blend_loss(gate: PhotoGate, rows: Tensor, floor: float) -> Tensor:
+    """Negative PSNR of a gate's blends, mean over photos.
+
+    Args:
+        gate: The gate.
+        rows: (B, 9 + 57): :func:`error_terms` and statistics of each photo.
+        floor: Added to the mean squared error of a photo.
+    """
+    share, shift = gate.read(rows[:, TERMS:])
+    return 10 * (blend_error(rows[:, :TERMS], share, shift) + floor).log10().mean()
+
+
+def blend_error(terms: Tensor, share: Tensor, shift: Tensor) -> Tensor:
+    """Mean squared error (B,) of y + g (x - y) + (1 - g) s, before values are clamped.
+
+    Args:
+        terms: (B, 9) of :func:`error_terms`.
+        share: g, (B, 1).
+        shift: s, (B, 3).
+    """
+    g, rest = share[:, 0], 1 - share[:, 0]
+    ee, ed, dd = terms[:, :3].unbind(1)
+    of_error, of_change = ((shift * means).mean(1) for means in terms[:, 3:].split(3, 1))
+    own = shift.square().mean(1)
+    return ee - 2 * g * ed + g**2 * dd - 2 * rest * of_error + 2 * g * rest * of_change + rest**2 * own

@@ -1,0 +1,80 @@
+"""Fits a model's gate anew to the photos that runs of stage 5 remember; seconds, since nothing is restored.
+
+python scripts/refit_gate.py runs/gate/model runs/*/checkpoints/last.ckpt --output runs/refit
+
+For other sizes, floors and rates, and to put several runs together. All must have restored with the same weights.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from restorevar.errors import UserError
+from restorevar.models import GateConfig, RestoreVAR
+from restorevar.models.gate import STATISTICS_COUNT, PhotoGate
+from restorevar.modules.gate import TERMS, blend_loss
+
+
+def read_memory(checkpoints: list[Path]) -> torch.Tensor:
+    """What stage 5 remembered, (n, 9 + 57).
+
+    Raises:
+        UserError: If a file is no checkpoint of stage 5.
+    """
+    memories = []
+    for path in checkpoints:
+        memory = torch.load(path, map_location="cpu", weights_only=True).get("gate_memory")
+        if memory is None or memory.dim() != 2 or memory.shape[1] != TERMS + STATISTICS_COUNT:
+            raise UserError(f"{path} remembers no photos; expected a checkpoint of stage 5")
+        memories.append(memory)
+    return torch.cat(memories)
+
+
+def fit(gate: PhotoGate, memory: torch.Tensor, steps: int, batch: int, rate: float, decay: float, floor: float) -> None:
+    """AdamW with a cosine over shuffled batches."""
+    optimizer = torch.optim.AdamW(gate.parameters(), rate, weight_decay=decay)
+    gate.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        loss = blend_loss(gate, memory[torch.randperm(len(memory))[:batch]], floor)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(gate.parameters(), 1.0)
+        optimizer.step()
+    gate.eval()
+
+
+def main() -> None:
+    """Command line of this script."""
+    parser = argparse.ArgumentParser(description="Fits a model's gate anew to what runs of stage 5 remember.")
+    parser.add_argument("model", type=Path, help="model folder; its gate, if it has one, is replaced")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="of stage 5")
+    parser.add_argument("--output", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--hidden", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--decay", type=float, default=0.3, help="weight decay")
+    parser.add_argument("--floor", type=float, default=3e-4, help="added to the squared error of a photo")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        memory = read_memory(options.checkpoints)
+        model = RestoreVAR.from_pretrained(options.model)
+        torch.manual_seed(options.seed)
+        model.set_gate(GateConfig(hidden=options.hidden))
+        assert model.gate is not None
+        fit(model.gate, memory, options.steps, options.batch, options.rate, options.decay, options.floor)
+        with torch.no_grad():
+            psnr = -float(blend_loss(model.gate, memory, options.floor))
+        model.save_pretrained(options.output)
+        print(f"{options.output}: gate fitted to {len(memory)} photos, {psnr:.2f} dB on them")
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

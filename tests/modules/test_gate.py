@@ -1,0 +1,89 @@
+import logging
+
+import pytest
+import torch
+
+from restorevar.callbacks import NewestCheckpoint
+from restorevar.errors import UserError
+from restorevar.models import DetailConfig, GateConfig, RestoreVAR
+from restorevar.modules import DetailModule, GateModule
+from restorevar.modules.gate import blend_error, error_terms
+from restorevar.optimization import ConstantSchedule
+from tests.modules.stages import changed, fit, make_batch, snapshot
+
+GATE = GateConfig(hidden=4)
+
+
+def make_module(tiny_folders, **settings) -> GateModule:
+    module = GateModule(initial_model=str(tiny_folders["refiner"]), gate=GATE, **settings)
+    module.configure_model()
+    return module
+
+
+def test_the_error_of_a_blend_follows_from_nine_numbers():
+    degraded, restored, clean = (torch.rand(4, 3, 16, 16, dtype=torch.float64) for _ in range(3))
+    share, shift = torch.rand(4, 1, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    g, s = share[:, :, None, None], shift[:, :, None, None]
+    blend = restored + g * (degraded - restored) + (1 - g) * s
+    expected = (blend - clean).square().mean((1, 2, 3))
+    torch.testing.assert_close(blend_error(error_terms(degraded, restored, clean), share, shift), expected)
+
+
+def test_the_gate_alone_learns_to_keep_what_an_untrained_model_would_spoil(tiny_folders, tiny_photos, tmp_path):
+    module = make_module(tiny_folders, optimizer=lambda groups: torch.optim.AdamW(groups, 0.05))
+    before, degraded = snapshot(module.model), make_batch()["degraded"]
+    plain = module.model.eval().generate(degraded, fidelity=0.0).image
+    trainer = fit(module, tiny_photos, tmp_path, steps=25, limit_val_batches=1.0, val_check_interval=25)
+    assert all(name.startswith("gate.") for name in changed(before, module.model))
+    assert torch.equal(module.model.eval().generate(degraded, fidelity=0.0).image, plain)
+    logged = trainer.callback_metrics
+    assert float(logged["val/psnr"]) > float(logged["val/psnr_ungated"]) + 1
+    assert len(module._memory) == 100
+
+
+def test_a_resumed_run_remembers(tiny_folders, tiny_photos, tmp_path):
+    def make_optimizer(groups):
+        return torch.optim.SGD(groups, 0.01)
+
+    def run(name, steps, resume=None):
+        torch.manual_seed(0)  # the same new gate
+        module = make_module(tiny_folders, optimizer=make_optimizer, schedule=ConstantSchedule())
+        newest = NewestCheckpoint(every_n_steps=2, folder=str(tmp_path / name))
+        fit(module, tiny_photos, tmp_path, steps, [newest], resume, enable_checkpointing=True)
+        return module
+
+    whole = run("whole", 4)
+    run("half", 2)
+    resumed = run("half", 4, tmp_path / "half" / "last.ckpt")
+    assert torch.equal(resumed._memory, whole._memory)
+    left, right = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_one_photo_at_a_time(tiny_folders, tiny_photos, tmp_path):
+    module = make_module(tiny_folders)
+    module.train()
+    module.log = lambda *arguments, **settings: None
+    module.all_gather = lambda tensor: tensor
+    assert torch.isfinite(module.training_step(make_batch(size=1), 0)["loss"])
+
+
+def test_other_stages_leave_the_gate_out_and_say_so(tiny_folders, tmp_path, caplog):
+    make_module(tiny_folders).model.save_pretrained(tmp_path / "gated")
+    assert RestoreVAR.from_pretrained(tmp_path / "gated").gate is not None
+    module = DetailModule(initial_model=str(tmp_path / "gated"), detail=DetailConfig(width=16, blocks=1))
+    with caplog.at_level(logging.INFO):
+        module.configure_model()
+    assert module.model.gate is None
+    assert module.model.config.gate is None
+    assert "the gate of" in caplog.text
+    again = GateModule(initial_model=str(tmp_path / "gated"))
+    again.configure_model()
+    assert again.model.gate is not None
+
+
+def test_without_sizes_or_transformer(tiny_folders):
+    with pytest.raises(UserError, match=r"no gate and model\.gate gives no sizes"):
+        GateModule(initial_model=str(tiny_folders["refiner"])).configure_model()
+    with pytest.raises(UserError, match="holds a tokenizer only"):
+        GateModule(initial_model=str(tiny_folders["tokenizer"]), gate=GATE).configure_model()
