@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from restorevar.callbacks.acceleration import layers_of
 from restorevar.callbacks.progress import Rate, duration
 from restorevar.errors import UserError
-from restorevar.modules import DetailModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
+from restorevar.modules import DetailModule, GateModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
 
 __all__ = ["Preflight", "activation_bytes", "memory_estimate"]
 
@@ -59,6 +59,8 @@ class Preflight(Callback):
             raise UserError(
                 "stage 4 cannot be split (FSDP): the decoder calls its parts one by one; use configs/trainer/ddp.yaml"
             )
+        if isinstance(pl_module, GateModule):
+            raise UserError("stage 5 has nothing to split (FSDP): the gate is tiny; use configs/trainer/ddp.yaml")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks sizes and writes the summary.

@@ -68,6 +68,19 @@ def test_one_photo_at_a_time(tiny_folders, tiny_photos, tmp_path):
     assert torch.isfinite(module.training_step(make_batch(size=1), 0)["loss"])
 
 
+def test_two_processes_remember_what_one_would_and_in_its_order(tiny_folders):
+    module = make_module(tiny_folders)
+    module.train()
+    module.log = lambda *arguments, **settings: None
+    module.all_gather = lambda tensor: tensor
+    module.training_step(make_batch(size=4), 0)
+    alone, module._memory = module._memory, torch.empty(0)
+    # samples are dealt out in turn: 0 and 2 to this process, 1 and 3 to the other
+    module.all_gather = lambda tensor: torch.stack([alone[0::2], alone[1::2]])
+    module.training_step(make_batch(size=2), 0)
+    assert torch.equal(module._memory, alone)
+
+
 def test_other_stages_leave_the_gate_out_and_say_so(tiny_folders, tmp_path, caplog):
     make_module(tiny_folders).model.save_pretrained(tmp_path / "gated")
     assert RestoreVAR.from_pretrained(tmp_path / "gated").gate is not None

@@ -94,6 +94,7 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path, capsys):
     [
         ("decoder", "stage 1 cannot be split"),
         ("detail", "stage 4 cannot be split"),
+        ("gate", "stage 5 has nothing to split"),
         ("transformer", "averaged weights"),
     ],
 )

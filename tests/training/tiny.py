@@ -22,6 +22,7 @@ from restorevar.callbacks import NewestCheckpoint
 from restorevar.datamodules import PairedFolders, RestorationDataModule
 from restorevar.models import (
     DetailConfig,
+    GateConfig,
     RefinerConfig,
     RestoreVAR,
     RestoreVARConfig,
@@ -29,7 +30,14 @@ from restorevar.models import (
     TransformerConfig,
 )
 from restorevar.models.codebook import CodebookTraining
-from restorevar.modules import DetailModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
+from restorevar.modules import (
+    DetailModule,
+    GateModule,
+    RefinerModule,
+    StageModule,
+    TokenizerModule,
+    TransformerModule,
+)
 from restorevar.optimization import ConstantSchedule
 
 SCALES = (1, 2, 4)
@@ -94,6 +102,8 @@ def make_module(folder: Path, stage: str, optimizer: str, drop_path: float = 0.0
         return TransformerModule(initial_model=str(folder / "tokenizer"), transformer=config, **common)
     if stage == "detail":
         return DetailModule(initial_model=str(folder / "transformer"), detail=DetailConfig(width=8, blocks=1), **common)
+    if stage == "gate":
+        return GateModule(initial_model=str(folder / "transformer"), gate=GateConfig(hidden=4), **common)
     return RefinerModule(initial_model=str(folder / "transformer"), refiner=REFINER, **common)
 
 
