@@ -92,9 +92,8 @@ class GateModule(StageModule):
         degraded, clean = ((batch[name].float() + 1) / 2 for name in ("degraded", "clean"))
         with torch.autocast(restored.device.type, enabled=False):
             new = torch.cat([error_terms(degraded, restored, clean), photo_statistics(degraded, restored)], dim=1)
-            new = cast(
-                Tensor, self.all_gather(new)
-            )  # the same memory on every process, in the order that one alone would have
+            # the same memory on every process, in the order that one alone would have
+            new = cast(Tensor, self.all_gather(new))
             new = new.transpose(0, 1).flatten(0, 1) if new.dim() == 3 else new
             old = self._memory.to(new)
             drawn = torch.randperm(len(old), generator=torch.Generator().manual_seed(self.global_step))[: self.replay]
