@@ -15,7 +15,7 @@ import torch
 
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR
-from restorevar.models.pretrained import CARD, weights_digest
+from restorevar.models.pretrained import CARD, GATE, weights_digest
 
 ROOT = Path(__file__).parents[1]
 LICENSE = "LICENSE-WEIGHTS"
@@ -51,6 +51,8 @@ def ship(trained: Path, target: Path, scales: list[int] | None = None) -> str:
         target.mkdir(exist_ok=True)
         if (target / CARD).exists():
             (folder / CARD).unlink()
+        if not (folder / GATE).exists():  # the model shipped before may have had one
+            (target / GATE).unlink(missing_ok=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):  # config.json last
             file.replace(target / file.name)
     height, width = model.image_size

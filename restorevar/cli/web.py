@@ -97,7 +97,7 @@ def build_page(gradio: Any, network: "RestoreVAR", folder: Path) -> Any:
     Returns:
         A `gradio.Blocks` with one event, the restoration.
     """
-    has_detail = network.resolve_fidelity(None) > 0
+    has_fidelity = network.resolve_fidelity(None) > 0
     bar = gradio.Progress()
 
     def restore(
@@ -110,7 +110,7 @@ def build_page(gradio: Any, network: "RestoreVAR", folder: Path) -> Any:
             raise gradio.Error("Choose a photo first.", print_exception=False)
         try:
             before, after, result = restore_upload(
-                network, Path(path), folder, fidelity if has_detail else None, color_fix, progress, gradio.Info
+                network, Path(path), folder, fidelity if has_fidelity else None, color_fix, progress, gradio.Info
             )
         except UserError as error:
             message = str(error).replace(path, Path(path).name)
@@ -123,7 +123,7 @@ def build_page(gradio: Any, network: "RestoreVAR", folder: Path) -> Any:
             with gradio.Column(scale=1):
                 photo = gradio.File(label="Photo", file_types=list(SUFFIXES), type="filepath")
                 fidelity = gradio.Slider(
-                    0, 1, 1, label="Fidelity", info="0: the method alone; 1: most of the photo", visible=has_detail
+                    0, 1, 1, label="Fidelity", info="0: the method alone; 1: most of the photo", visible=has_fidelity
                 )
                 color_fix = gradio.Radio(
                     list(get_args(ColorFix)),

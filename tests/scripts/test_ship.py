@@ -44,6 +44,9 @@ def test_an_own_card_stays_and_too_large_a_model_changes_nothing(script, tiny_mo
     (target / "README.md").write_text("# Mine\n")
     script.ship(tiny_model_folder, target)
     assert (target / "README.md").read_text() == "# Mine\n"
+    (target / "gate.safetensors").write_bytes(b"of a model shipped before")
+    script.ship(tiny_model_folder, target)
+    assert not (target / "gate.safetensors").exists()
     before = (target / "config.json").read_bytes()
     monkeypatch.setattr(script, "LIMIT_MB", 0.001)
     with pytest.raises(UserError, match="expected at most"):
