@@ -55,19 +55,26 @@ class PhotoGate(nn.Module):
         return x[:, :1].sigmoid(), 0.03 * x[:, 1:]
 
     def forward(self, restored: Tensor, degraded: Tensor, weight: float | Tensor) -> Tensor:
-        """Blends two photos.
+        """Blends two photos by what their own statistics say; arguments and result as for :meth:`blend`."""
+        with torch.autocast(restored.device.type, enabled=False):
+            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
+            statistics = photo_statistics((degraded + 1) / 2, (restored + 1) / 2)
+            return self.blend(restored, degraded, statistics, weight)
+
+    def blend(self, restored: Tensor, degraded: Tensor, statistics: Tensor, weight: float | Tensor) -> Tensor:
+        """Blends two photos, or parts of them, by given statistics.
 
         Args:
             restored: (B, 3, H, W) in [-1, 1].
             degraded: The same.
+            statistics: (B, 57), from :func:`photo_statistics`; of a large photo the mean of its tiles'.
             weight: Fidelity w in [0, 1], a number or one a sample (B,).
 
         Returns:
             (B, 3, H, W) float32.
         """
         with torch.autocast(restored.device.type, enabled=False):
-            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
-            share, shift = self.read(photo_statistics((degraded + 1) / 2, (restored + 1) / 2))
+            share, shift = self.read(statistics)
             if isinstance(weight, Tensor):
                 weight = weight.float().view(-1, 1, 1, 1)
             share, shift = share[:, :, None, None], 2 * shift[:, :, None, None]

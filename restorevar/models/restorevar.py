@@ -306,13 +306,15 @@ class RestoreVAR(nn.Module):
         return float(fidelity)
 
     @torch.no_grad()
-    def generate(self, degraded: Tensor, fidelity: float | None = None) -> Generation:
+    def generate(self, degraded: Tensor, fidelity: float | None = None, gated: bool = True) -> Generation:
         """Restores photos of the model's own size.
 
         Args:
             degraded: (B, 3, H, W) in [-1, 1]; (H, W) is ``image_size``.
             fidelity: Weight of the detail path in [0, 1]: 0 is the published method, 1 keeps as much of the photo as
                 possible. None is 1 where the model has a detail path.
+            gated: Whether the gate, where there is one, has its say; not for tiles of a larger photo, which it has to
+                see as a whole.
 
         Raises:
             UserError: If the size or the fidelity does not fit the model.
@@ -324,7 +326,8 @@ class RestoreVAR(nn.Module):
             pyramid = []  # free the memory
         roll_out = self.roll_out(features)
         refined = self.refine(roll_out, features)
-        image = self.decode(refined, pyramid, fidelity).float()
+        decode = self.decode if gated else self.decode_ungated
+        image = decode(refined, pyramid, fidelity).float()
         return Generation((image + 1) / 2, roll_out.tokens, roll_out.hidden, roll_out.latent, refined)
 
     def teacher_forced(self, clean: Tensor, degraded: Tensor) -> Tensor:

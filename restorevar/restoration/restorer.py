@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -15,10 +16,11 @@ from restorevar.errors import UserError
 from restorevar.memory import free_memory, peak_memory
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
-from restorevar.restoration.tiling import measure_global_change, restore_tiles
+from restorevar.restoration.tiling import TileModel, blend_in_bands, measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
+    from restorevar.models.gate import PhotoGate
 
 __all__ = ["GlobalCorrection", "PhotoModel", "Restorer", "restore_photo"]
 
@@ -37,7 +39,8 @@ class PhotoModel(Protocol):
     """What a model must offer to restore photos.
 
     Optional: `device` (default: CPU); `set_scales` with `scales`, without which only the model's own tile size works;
-    `resolve_fidelity`, which checks a fidelity.
+    `resolve_fidelity`, which checks a fidelity; `gate`, a :class:`restorevar.models.gate.PhotoGate`, which decides on
+    the whole of a photo of several tiles: `generate` then takes `gated=False`.
     """
 
     @property
@@ -146,10 +149,13 @@ class Restorer:
         # the size is switched outside inference mode: what that makes must stay fit for training
         with _working_at(self.model, self.tile), torch.inference_mode():
             fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
+            gate: PhotoGate | None = None if fits or self.fidelity == 0 else getattr(self.model, "gate", None)
+            statistics: list[Tensor] = []
+            generate = self._generate if gate is None else partial(self._generate, gated=False)
             if self.global_correction != "off" and not fits:
-                change = measure_global_change(self._generate, pixels, self.tile, self.device)
-            return restore_tiles(
-                self._generate,
+                change = measure_global_change(generate, pixels, self.tile, self.device)
+            restored = restore_tiles(
+                generate if gate is None else _watched(generate, statistics),
                 pixels,
                 tile=self.tile,
                 overlap=self.overlap,
@@ -158,13 +164,23 @@ class Restorer:
                 change=change,
                 progress=progress,
             )
+            if gate is not None:
+                whole = torch.cat(statistics).mean(0, keepdim=True)
+                weight = 1.0 if self.fidelity is None else self.fidelity
+                blend = partial(gate.blend, statistics=whole, weight=weight)
+                blend_in_bands(blend, restored, pixels, self.tile[0], self.device)
+            return restored
 
-    def _generate(self, tiles: Tensor) -> Tensor:
+    def _generate(self, tiles: Tensor, **options: bool) -> Tensor:
         if self._is_measured:
-            return self.model.generate(tiles, fidelity=self.fidelity).image
+            return self.model.generate(tiles, fidelity=self.fidelity, **options).image
         images = []
+
+        def generate() -> None:
+            images.append(self.model.generate(tiles, fidelity=self.fidelity, **options).image)
+
         before = peak_memory(lambda: None, self.device)
-        peak = peak_memory(lambda: images.append(self.model.generate(tiles, fidelity=self.fidelity).image), self.device)
+        peak = peak_memory(generate, self.device)
         if before is not None and peak is not None:
             self._tile_memory = max(peak - before, 1 << 20) // len(tiles)
         self._is_measured = True
@@ -354,6 +370,18 @@ def _step(model: Any) -> int:
 def _multiple_of(model: Any, size: int) -> int:
     step = _step(model) if hasattr(model, "set_scales") else 1
     return max(size // step, 4) * step
+
+
+def _watched(generate: TileModel, statistics: list[Tensor]) -> TileModel:
+    """Notes what a gate wants to know of every tile."""
+    from restorevar.models.gate import photo_statistics
+
+    def watch(tiles: Tensor) -> Tensor:
+        restored = generate(tiles)
+        statistics.append(photo_statistics((tiles.float() + 1) / 2, restored.float()))
+        return restored
+
+    return watch
 
 
 @contextlib.contextmanager

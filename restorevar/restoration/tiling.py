@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Axis", "GlobalChange", "TileModel", "level", "measure_global_change", "reflect", "restore_tiles"]
+__all__ = [
+    "Axis",
+    "GlobalChange",
+    "TileModel",
+    "blend_in_bands",
+    "level",
+    "measure_global_change",
+    "reflect",
+    "restore_tiles",
+]
 
 TileModel = Callable[[Tensor], Tensor]
 """(B, 3, h, w) in [-1, 1] to (B, 3, h, w) in [0, 1]."""
@@ -253,6 +262,28 @@ def restore_tiles(
             progress(len(group), len(places))
     result[band_top:] = _as_stored(band, pixels.dtype)
     return result
+
+
+def blend_in_bands(
+    blend: Callable[[Tensor, Tensor], Tensor],
+    restored: NDArray[Any],
+    pixels: NDArray[Any],
+    height: int,
+    device: torch.device,
+) -> None:
+    """Blends a photo into its restoration, in place and band by band.
+
+    Args:
+        blend: (1, 3, h, W) restored and degraded, in [-1, 1], to the blend.
+        restored: (H, W, 3) uint8, uint16 or float32 in [0, 1], changed in place.
+        pixels: The same of the degraded photo.
+        height: Rows of a band.
+        device: Where to work.
+    """
+    for top in range(0, len(pixels), height):
+        band = slice(top, top + height)
+        given, found = (_unit_range(photo[band], device)[None] * 2 - 1 for photo in (pixels, restored))
+        restored[band] = _as_stored((blend(found, given)[0] + 1) / 2, restored.dtype)
 
 
 def _batches(places: list[tuple[int, int]], size: Callable[[], int]) -> Iterator[list[tuple[int, int]]]:

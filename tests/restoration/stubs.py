@@ -44,7 +44,7 @@ def random_gain(seed: int = 0) -> Callable[[Tensor], Tensor]:
     return scale
 
 
-def tiny_model(refiner="attention"):
+def tiny_model(refiner="attention", gate=None):
     """A real model of 32 px with random weights."""
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(
@@ -55,5 +55,6 @@ def tiny_model(refiner="attention"):
         tokenizer=tokenizer,
         transformer=TransformerConfig(depth=1, width=16, heads=2, gain_init=1.0),
         refiner=RefinerConfig(kind=refiner, width=16, heads=2, mlp_width=16, depth=1),
+        gate=gate,
     )
     return RestoreVAR(config).eval()

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from restorevar.errors import UserError
+from restorevar.models import GateConfig
+from restorevar.models.gate import photo_statistics
 from restorevar.restoration import restorer as restorer_module
 from restorevar.restoration.photo import read_rgb
 from restorevar.restoration.restorer import Restorer, restore_photo
@@ -261,3 +263,52 @@ def test_a_gpu_takes_many_tiles_at_once_and_agrees_with_the_cpu():
     restored = restorer.restore(photo)
     assert restorer._batch_size() > 1
     assert np.abs(restored.astype(int) - expected).mean() < 1  # a token may flip where two are as near
+
+
+def gated_model():
+    """A real model whose gate decides otherwise for every tile."""
+    model = tiny_model(gate=GateConfig(hidden=8))
+    with torch.no_grad():
+        torch.nn.init.normal_(model.gate.fc2.weight, std=1.0)
+        model.gate.fc2.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("fidelity", [None, 0.5])
+def test_a_gate_decides_once_for_all_tiles_of_a_photo(fidelity):
+    model, plain = gated_model(), tiny_model()
+    pixels = np.random.default_rng(0).random((50, 70, 3), np.float32) * np.linspace(0, 1, 70, dtype=np.float32)[:, None]
+    tiles = []
+    generate = plain.generate
+
+    def watched(degraded, fidelity=None):
+        result = generate(degraded)
+        tiles.append(photo_statistics((degraded + 1) / 2, result.image))
+        return result
+
+    plain.generate = watched
+    ungated = Restorer(plain, overlap=8).restore(pixels)
+    statistics = torch.cat(tiles[1:]).mean(0, keepdim=True)  # the first is the whole photo, shrunk
+    as_tensor = lambda photo: torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1  # noqa: E731
+    with torch.no_grad():
+        blend = model.gate.blend(as_tensor(ungated), as_tensor(pixels), statistics, fidelity or 1.0)
+        share = torch.cat([model.gate.read(tile)[0] for tile in tiles[1:]])
+    assert share.max() - share.min() > 0.05  # or else the test shows nothing
+    restored = Restorer(model, overlap=8, fidelity=fidelity).restore(pixels)
+    np.testing.assert_allclose(restored, ((blend[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy(), atol=1e-5)
+    assert np.abs(restored - ungated).max() > 0.05
+
+
+def test_at_fidelity_0_a_gate_says_nothing():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    found = Restorer(gated_model(), fidelity=0.0).restore(pixels)
+    np.testing.assert_array_equal(found, Restorer(tiny_model()).restore(pixels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_gate_that_keeps_all_gives_a_photo_of_many_tiles_back(dtype):
+    model = gated_model()
+    with torch.no_grad():
+        model.gate.fc2.bias[0] = 100.0
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (50, 70, 3), dtype)
+    np.testing.assert_array_equal(Restorer(model).restore(pixels), pixels)
