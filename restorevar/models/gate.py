@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from restorevar.models.config import GateConfig
 
-__all__ = ["PhotoGate", "photo_statistics"]
+__all__ = ["PhotoGate", "blend", "photo_statistics"]
 
 BRIGHTNESS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BLOCKS = (0.02, 0.1, 0.5, 0.9, 0.98)
@@ -54,31 +54,56 @@ class PhotoGate(nn.Module):
         x = F.linear(x, self.fc2.weight.float(), self.fc2.bias.float())
         return x[:, :1].sigmoid(), 0.03 * x[:, 1:]
 
-    def forward(self, restored: Tensor, degraded: Tensor, weight: float | Tensor) -> Tensor:
-        """Blends two photos by what their own statistics say; arguments and result as for :meth:`blend`."""
-        with torch.autocast(restored.device.type, enabled=False):
-            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
-            statistics = photo_statistics((degraded + 1) / 2, (restored + 1) / 2)
-            return self.blend(restored, degraded, statistics, weight)
+    def read_photo(self, tiles: Tensor, shrunk: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Share and shift of a photo of several tiles.
 
-    def blend(self, restored: Tensor, degraded: Tensor, statistics: Tensor, weight: float | Tensor) -> Tensor:
-        """Blends two photos, or parts of them, by given statistics.
+        Noise and blur show at full size only, the scene as a whole shows best in the shrunk photo: the share is told
+        from the tiles alone, the shift from both.
+
+        Args:
+            tiles: (n, 57) statistics of the tiles.
+            shrunk: (1, 57) statistics of the whole photo in one tile; None without.
+
+        Returns:
+            As :meth:`read`, of one photo.
+        """
+        share, shift = self.read(tiles.mean(0, keepdim=True))
+        return share, shift if shrunk is None else (shift + self.read(shrunk)[1]) / 2
+
+    def forward(self, restored: Tensor, degraded: Tensor, weight: float | Tensor) -> Tensor:
+        """Blends two photos by what their statistics say.
 
         Args:
             restored: (B, 3, H, W) in [-1, 1].
             degraded: The same.
-            statistics: (B, 57), from :func:`photo_statistics`; of a large photo the mean of its tiles'.
             weight: Fidelity w in [0, 1], a number or one a sample (B,).
 
         Returns:
             (B, 3, H, W) float32.
         """
         with torch.autocast(restored.device.type, enabled=False):
-            share, shift = self.read(statistics)
-            if isinstance(weight, Tensor):
-                weight = weight.float().view(-1, 1, 1, 1)
-            share, shift = share[:, :, None, None], 2 * shift[:, :, None, None]
-            return restored + weight * (share * (degraded - restored) + (1 - share) * shift)
+            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
+            share, shift = self.read(photo_statistics((degraded + 1) / 2, (restored + 1) / 2))
+            return blend(restored, degraded, share, shift, weight)
+
+
+def blend(restored: Tensor, degraded: Tensor, share: Tensor, shift: Tensor, weight: float | Tensor) -> Tensor:
+    """Y + w (g (x - y) + (1 - g) s).
+
+    Args:
+        restored: y, (B, 3, H, W) in [-1, 1].
+        degraded: x, the same.
+        share: g, (B, 1) or (1, 1).
+        shift: s, (B, 3) or (1, 3), of values in [0, 1].
+        weight: w, a number or one a sample (B,).
+
+    Returns:
+        (B, 3, H, W).
+    """
+    if isinstance(weight, Tensor):
+        weight = weight.float().view(-1, 1, 1, 1)
+    share, shift = share[:, :, None, None], 2 * shift[:, :, None, None]
+    return restored + weight * (share * (degraded - restored) + (1 - share) * shift)
 
 
 def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:

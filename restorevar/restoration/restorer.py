@@ -14,9 +14,10 @@ from torch import Tensor
 
 from restorevar.errors import UserError
 from restorevar.memory import free_memory, peak_memory
+from restorevar.models.gate import blend, photo_statistics
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
-from restorevar.restoration.tiling import TileModel, blend_in_bands, measure_global_change, restore_tiles
+from restorevar.restoration.tiling import blend_in_bands, measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
@@ -151,11 +152,11 @@ class Restorer:
             fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
             gate: PhotoGate | None = None if fits or self.fidelity == 0 else getattr(self.model, "gate", None)
             statistics: list[Tensor] = []
-            generate = self._generate if gate is None else partial(self._generate, gated=False)
+            generate = self._generate if gate is None else partial(self._generate_ungated, statistics=statistics)
             if self.global_correction != "off" and not fits:
                 change = measure_global_change(generate, pixels, self.tile, self.device)
             restored = restore_tiles(
-                generate if gate is None else _watched(generate, statistics),
+                generate,
                 pixels,
                 tile=self.tile,
                 overlap=self.overlap,
@@ -165,11 +166,18 @@ class Restorer:
                 progress=progress,
             )
             if gate is not None:
-                whole = torch.cat(statistics).mean(0, keepdim=True)
+                shrunk = None if change is None else statistics.pop(0)
+                share, shift = gate.read_photo(torch.cat(statistics), shrunk)
                 weight = 1.0 if self.fidelity is None else self.fidelity
-                blend = partial(gate.blend, statistics=whole, weight=weight)
-                blend_in_bands(blend, restored, pixels, self.tile[0], self.device)
+                blended = partial(blend, share=share, shift=shift, weight=weight)
+                blend_in_bands(blended, restored, pixels, self.tile[0], self.device)
             return restored
+
+    def _generate_ungated(self, tiles: Tensor, statistics: list[Tensor]) -> Tensor:
+        """Notes what a gate wants to know of every tile, for it to decide once all are there."""
+        restored = self._generate(tiles, gated=False)
+        statistics.append(photo_statistics((tiles.float() + 1) / 2, restored.float()))
+        return restored
 
     def _generate(self, tiles: Tensor, **options: bool) -> Tensor:
         if self._is_measured:
@@ -370,18 +378,6 @@ def _step(model: Any) -> int:
 def _multiple_of(model: Any, size: int) -> int:
     step = _step(model) if hasattr(model, "set_scales") else 1
     return max(size // step, 4) * step
-
-
-def _watched(generate: TileModel, statistics: list[Tensor]) -> TileModel:
-    """Notes what a gate wants to know of every tile."""
-    from restorevar.models.gate import photo_statistics
-
-    def watch(tiles: Tensor) -> Tensor:
-        restored = generate(tiles)
-        statistics.append(photo_statistics((tiles.float() + 1) / 2, restored.float()))
-        return restored
-
-    return watch
 
 
 @contextlib.contextmanager

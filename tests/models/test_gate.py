@@ -82,6 +82,19 @@ def test_the_shift_moves_colours_of_what_is_not_kept() -> None:
 
 
 @torch.no_grad()
+def test_a_photo_of_several_tiles_is_judged_by_their_mean_and_its_colours_by_the_shrunk_photo_too() -> None:
+    gate = PhotoGate(GATE).eval()
+    torch.nn.init.normal_(gate.fc2.weight)
+    degraded = noisy()
+    tiles, shrunk = (photo_statistics(photos, photos.flip(0)) for photos in (degraded, degraded[:1] * 0.5))
+    share, shift = gate.read(tiles.mean(0, keepdim=True))
+    torch.testing.assert_close(gate.read_photo(tiles, None), (share, shift))
+    torch.testing.assert_close(gate.read_photo(tiles, shrunk), (share, (shift + gate.read(shrunk)[1]) / 2))
+    # of a photo of equal tiles nothing changes
+    torch.testing.assert_close(gate.read_photo(shrunk.expand(3, -1), shrunk), gate.read(shrunk))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("detail", [None, DETAIL])
 def test_fidelity_0_is_the_model_without_gate(detail: DetailConfig | None) -> None:
     model, plain = gated_model(detail=detail), small_model(detail=detail)
