@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from restorevar.models import RestoreVAR
+from restorevar.models.gate import PhotoGate
 from restorevar.restoration.restorer import Restorer
 
 __all__ = ["Parts", "Variant", "at_size_of", "restore_with_latent_of"]
@@ -100,10 +101,16 @@ class Variant:
         """Where the model is."""
         return self.parts.model.device
 
-    def generate(self, degraded: Tensor, fidelity: float | None = None) -> Any:
-        """(B, 3, H, W) in [-1, 1] to an object with `image`, the same in [0, 1]; fidelity as in the model."""
+    @property
+    def gate(self) -> PhotoGate | None:
+        """The model's."""
+        return self.parts.model.gate
+
+    def generate(self, degraded: Tensor, fidelity: float | None = None, gated: bool = True) -> Any:
+        """(B, 3, H, W) in [-1, 1] to an object with `image`, the same in [0, 1]; the rest as in the model."""
         weight, images = self.parts.model.resolve_fidelity(fidelity), []
+        decode = self.parts.model.decode if gated else self.parts.model.decode_ungated
         for tile in degraded.split(1):
             latent, pyramid = self.parts(tile)
-            images.append(self.parts.model.decode(self.exchange(latent), pyramid, weight))
+            images.append(decode(self.exchange(latent), pyramid, weight))
         return SimpleNamespace(image=(torch.cat(images).float() + 1) / 2)

@@ -2,14 +2,14 @@ import numpy as np
 import torch
 
 from restorevar.benchmarking.exchange import at_size_of, restore_with_latent_of
-from restorevar.models import DetailConfig, RestoreVAR, RestoreVARConfig
+from restorevar.models import DetailConfig, GateConfig, RestoreVAR, RestoreVARConfig
 from restorevar.restoration import tiling
 from tests.conftest import REFINER, SCALES, TOKENIZER, TRANSFORMER
 
 
-def make_model(detail: DetailConfig | None) -> RestoreVAR:
+def make_model(detail: DetailConfig | None, gate: GateConfig | None = None) -> RestoreVAR:
     torch.manual_seed(0)
-    parts = {"tokenizer": TOKENIZER, "transformer": TRANSFORMER, "refiner": REFINER, "detail": detail}
+    parts = {"tokenizer": TOKENIZER, "transformer": TRANSFORMER, "refiner": REFINER, "detail": detail, "gate": gate}
     model = RestoreVAR(RestoreVARConfig(scales=SCALES, **parts)).eval()
     torch.nn.init.normal_(model.tokenizer.quantizer.codebook.weight)
     if model.detail is not None:
@@ -38,3 +38,15 @@ def test_the_latent_is_the_other_photos_and_the_detail_this_photos(monkeypatch) 
     exchanged = restore_with_latent_of(detailed, photo, another)
     assert not near(exchanged, detailed.restore(photo))
     assert not near(exchanged, detailed.restore(resized))
+
+
+def test_the_gate_has_its_say_on_an_exchanged_latent() -> None:
+    draw = np.random.default_rng(0).integers
+    photo, another = (draw(0, 256, (40, 48, 3), dtype=np.uint8) for _ in range(2))
+    model = make_model(DetailConfig(16, 1), GateConfig(hidden=8))
+    assert model.gate is not None
+    for bias in (-2.0, 2.0):
+        torch.nn.init.constant_(model.gate.fc2.bias, bias)
+        assert alike(restore_with_latent_of(model, photo, photo), model.restore(photo))
+    torch.nn.init.constant_(model.gate.fc2.bias, 50.0)
+    np.testing.assert_array_equal(restore_with_latent_of(model, photo, another), photo)

@@ -22,12 +22,11 @@ def exposure_stops(view: View, severity: float) -> float:
     return severity * view.random("exposure").uniform(2.0, 7.0)
 
 
-def _lamps(view: View, brightness: float) -> FloatImage:
+def _lamps(view: View, own: FloatImage, brightness: float) -> FloatImage:
     """(h, w, 3) light of what shines by itself and does not darken: small parts far brighter than all around them."""
     coarse = display_to_linear(view.thumbnail)
     around = np.asarray(cv2.blur(darkest_channel(coarse), (15, 15)), np.float32)
     limit = np.maximum(0.5, 3 * around)
-    own = view.linear(_MARGIN)
     share = np.clip((darkest_channel(own) - view.sample(limit, _MARGIN)) * 4, 0, 1)
     light = scaled(own, share * share * np.float32(brightness))
     # their glow in mist and lens
@@ -57,7 +56,7 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     bits = int(random.integers(9, 13))
     grain = random.uniform(0, 1.2)
 
-    light = view.linear(_MARGIN)
+    light = own = view.linear(_MARGIN)  # once: the steps of a composition run anew each time they are asked
     if contrast > 1:
         # of luminance: dark colours do not become gaudy
         light = scaled(light, np.power(cv2.cvtColor(light, cv2.COLOR_RGB2GRAY), np.float32(contrast - 1)))
@@ -67,7 +66,7 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     light = scaled(light, view.sample(np.minimum(field, 1.6) * np.float32(2.0**-lost), _MARGIN))
     light.reshape(len(light), -1)[:] *= np.tile(balance, light.shape[1])
     if lamps:
-        light += _lamps(view, lamps)
+        light += _lamps(view, own, lamps)
     if severity > 1e-3:
         # more photons for a smaller severity: none of the noise is left at 0
         scale = np.float32(photons / severity**2)

@@ -203,7 +203,7 @@ class View:
                 top, left = (row - first_row) * _TILE, (column - first_column) * _TILE
                 tiles[top : top + _TILE, left : left + _TILE] = raw.view("<u2").reshape(_TILE, _TILE, 3)
         top, left = window.top - first_row * _TILE, window.left - first_column * _TILE
-        return _normal_table()[tiles[top : top + window.height, left : left + window.width]]
+        return _normal_table().take(tiles[top : top + window.height, left : left + window.width], mode="wrap")
 
 
 @cache
