@@ -29,8 +29,8 @@ def restore_with_latent_of(model: RestoreVAR, degraded: Pixels, another: Pixels)
     """Restores a photo with the latent of another one, tile by tile.
 
     Encoder features, tokens and refined latent come from the other photo; the detail path, if the model has one, sees
-    the right one. Without a detail path the result is the other photo's restoration, but for the tiles' levels, which
-    start from this photo.
+    the right one. Gate and levels of the tiles start from this photo, too; without detail path and gate the result
+    is the other photo's restoration but for those levels.
 
     Args:
         model: A whole model.
@@ -103,7 +103,7 @@ class Variant:
 
     @property
     def gate(self) -> PhotoGate | None:
-        """The model's."""
+        """The model's gate, if it has one."""
         return self.parts.model.gate
 
     def generate(self, degraded: Tensor, fidelity: float | None = None, gated: bool = True) -> Any:

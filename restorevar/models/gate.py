@@ -49,16 +49,17 @@ class PhotoGate(nn.Module):
         Returns:
             Share g (B, 1) in (0, 1) and shift s (B, 3) of values in [0, 1], float32.
         """
-        x = self.dropout(self.norm(statistics).clamp(-4, 4))
-        x = F.silu(F.linear(x, self.fc1.weight.float(), self.fc1.bias.float()))
-        x = F.linear(x, self.fc2.weight.float(), self.fc2.bias.float())
+        with torch.autocast(statistics.device.type, enabled=False):
+            x = self.dropout(self.norm(statistics).clamp(-4, 4))
+            x = F.silu(F.linear(x, self.fc1.weight.float(), self.fc1.bias.float()))
+            x = F.linear(x, self.fc2.weight.float(), self.fc2.bias.float())
         return x[:, :1].sigmoid(), 0.03 * x[:, 1:]
 
-    def read_photo(self, tiles: Tensor, shrunk: Tensor | None) -> tuple[Tensor, Tensor]:
+    def decide(self, tiles: Tensor, shrunk: Tensor | None) -> tuple[Tensor, Tensor]:
         """Share and shift of a photo of several tiles.
 
         Noise and blur show at full size only, the scene as a whole shows best in the shrunk photo: the share is told
-        from the tiles alone, the shift from both.
+        from the mean of the tiles alone, the shift from both.
 
         Args:
             tiles: (n, 57) statistics of the tiles.
@@ -88,7 +89,7 @@ class PhotoGate(nn.Module):
 
 
 def blend(restored: Tensor, degraded: Tensor, share: Tensor, shift: Tensor, weight: float | Tensor) -> Tensor:
-    """Y + w (g (x - y) + (1 - g) s).
+    """Blends two photos, y + w (g (x - y) + (1 - g) s).
 
     Args:
         restored: y, (B, 3, H, W) in [-1, 1].

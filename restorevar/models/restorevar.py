@@ -311,8 +311,8 @@ class RestoreVAR(nn.Module):
 
         Args:
             degraded: (B, 3, H, W) in [-1, 1]; (H, W) is ``image_size``.
-            fidelity: Weight of the detail path in [0, 1]: 0 is the published method, 1 keeps as much of the photo as
-                possible. None is 1 where the model has a detail path.
+            fidelity: Weight of detail path and gate in [0, 1]: 0 is the published method, 1 keeps as much of the photo
+                as possible. None is 1 where the model has either.
             gated: Whether the gate, where there is one, has its say; not for tiles of a larger photo, which it has to
                 see as a whole.
 

@@ -17,7 +17,7 @@ from restorevar.memory import free_memory, peak_memory
 from restorevar.models.gate import blend, photo_statistics
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
-from restorevar.restoration.tiling import blend_in_bands, measure_global_change, restore_tiles
+from restorevar.restoration.tiling import TileModel, blend_in_bands, measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
@@ -41,7 +41,7 @@ class PhotoModel(Protocol):
 
     Optional: `device` (default: CPU); `set_scales` with `scales`, without which only the model's own tile size works;
     `resolve_fidelity`, which checks a fidelity; `gate`, a :class:`restorevar.models.gate.PhotoGate`, which decides on
-    the whole of a photo of several tiles: `generate` then takes `gated=False`.
+    the whole of a photo of several tiles: `generate` then takes `gated=False`, and no fidelity means 1.
     """
 
     @property
@@ -59,11 +59,14 @@ class Restorer:
     then on follows from the free memory; one where that cannot be told. If memory runs out all the same, the photo is
     begun again with one tile at a time, then with smaller ones, and the restorer stays there.
 
+    A model's gate decides once for the whole of a photo of several tiles, after they have been joined.
+
     Args:
         model: The model.
         tile: Side of the tiles in pixels; ``auto`` is the model's own size, at which it is best.
         overlap: Pixels over which tiles cross-fade; None is an eighth of the tile.
-        fidelity: For models with a detail path: 0 (method only) to 1 (most of the input); None leaves it to the model.
+        fidelity: For models with a detail path or a gate: 0 (method only) to 1 (most of the input); None leaves it to
+            the model.
         color_fix: See :func:`restorevar.restoration.color.fix_color`.
         global_correction: Whether tiles are levelled by one restoration of the whole photo at reduced size.
         note: Called with one line when something had to be changed to go on.
@@ -151,12 +154,16 @@ class Restorer:
         with _working_at(self.model, self.tile), torch.inference_mode():
             fits = pixels.shape[0] <= self.tile[0] and pixels.shape[1] <= self.tile[1]
             gate: PhotoGate | None = None if fits or self.fidelity == 0 else getattr(self.model, "gate", None)
-            statistics: list[Tensor] = []
-            generate = self._generate if gate is None else partial(self._generate_ungated, statistics=statistics)
+            shrunk: list[Tensor] = []
+            tiles: list[Tensor] = []
+
+            def noting(statistics: list[Tensor]) -> TileModel:
+                return self._generate if gate is None else partial(self._generate_ungated, statistics=statistics)
+
             if self.global_correction != "off" and not fits:
-                change = measure_global_change(generate, pixels, self.tile, self.device)
+                change = measure_global_change(noting(shrunk), pixels, self.tile, self.device)
             restored = restore_tiles(
-                generate,
+                noting(tiles),
                 pixels,
                 tile=self.tile,
                 overlap=self.overlap,
@@ -166,11 +173,10 @@ class Restorer:
                 progress=progress,
             )
             if gate is not None:
-                shrunk = None if change is None else statistics.pop(0)
-                share, shift = gate.read_photo(torch.cat(statistics), shrunk)
+                share, shift = gate.decide(torch.cat(tiles), shrunk[0] if shrunk else None)
                 weight = 1.0 if self.fidelity is None else self.fidelity
-                blended = partial(blend, share=share, shift=shift, weight=weight)
-                blend_in_bands(blended, restored, pixels, self.tile[0], self.device)
+                blend_as_decided = partial(blend, share=share, shift=shift, weight=weight)
+                blend_in_bands(blend_as_decided, restored, pixels, self.device)
             return restored
 
     def _generate_ungated(self, tiles: Tensor, statistics: list[Tensor]) -> Tensor:
@@ -179,13 +185,14 @@ class Restorer:
         statistics.append(photo_statistics((tiles.float() + 1) / 2, restored.float()))
         return restored
 
-    def _generate(self, tiles: Tensor, **options: bool) -> Tensor:
+    def _generate(self, tiles: Tensor, **gated: bool) -> Tensor:
+        """``gated`` is for models with a gate, others need not know it."""
         if self._is_measured:
-            return self.model.generate(tiles, fidelity=self.fidelity, **options).image
+            return self.model.generate(tiles, fidelity=self.fidelity, **gated).image
         images = []
 
         def generate() -> None:
-            images.append(self.model.generate(tiles, fidelity=self.fidelity, **options).image)
+            images.append(self.model.generate(tiles, fidelity=self.fidelity, **gated).image)
 
         before = peak_memory(lambda: None, self.device)
         peak = peak_memory(generate, self.device)
@@ -254,7 +261,7 @@ def restore_photo(
             (B, 3, H, W) of uint8 or floating point in [0, 1]. Alpha is left as it is.
         tile: See :class:`Restorer`, as for all that follow.
         overlap: Cross-fade in pixels.
-        fidelity: Weight of the detail path.
+        fidelity: Weight of detail path and gate.
         color_fix: ``none``, ``mean`` or ``wavelet``.
         global_correction: ``on`` or ``off``.
         note: Called with one line when something had to be changed to go on.

@@ -1,7 +1,7 @@
 """A photo of any size through a model of one size: blended tiles, and one restoration of the whole photo to level them.
 
 Tiles lie evenly spaced and cross-fade over the overlap. The photo is worked through in bands of one tile's height, so
-that besides the photo and its result only one band is held in floating point.
+that besides the photo and its result only a band is held in floating point.
 
 A tile cannot know how bright the rest of the photo is, nor whether its even grey is sky or haze, so neighbouring tiles
 may come back at different levels. One restoration of the whole photo at reduced size says how much each region
@@ -39,6 +39,7 @@ TileModel = Callable[[Tensor], Tensor]
 CELLS = 8
 """A tile's low frequencies are the means of this many cells a side."""
 GAIN_LIMITS = (0.5, 2.0)
+BAND_PIXELS = 1 << 18
 
 
 def reflect(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -268,22 +269,22 @@ def blend_in_bands(
     blend: Callable[[Tensor, Tensor], Tensor],
     restored: NDArray[Any],
     pixels: NDArray[Any],
-    height: int,
     device: torch.device,
 ) -> None:
-    """Blends a photo into its restoration, in place and band by band.
+    """Blends a photo into its restoration, in place and band by band; what was rounded stays rounded.
 
     Args:
         blend: (1, 3, h, W) restored and degraded, in [-1, 1], to the blend.
         restored: (H, W, 3) uint8, uint16 or float32 in [0, 1], changed in place.
         pixels: The same of the degraded photo.
-        height: Rows of a band.
         device: Where to work.
     """
+    height = max(1, BAND_PIXELS // pixels.shape[1])
     for top in range(0, len(pixels), height):
         band = slice(top, top + height)
-        given, found = (_unit_range(photo[band], device)[None] * 2 - 1 for photo in (pixels, restored))
-        restored[band] = _as_stored((blend(found, given)[0] + 1) / 2, restored.dtype)
+        # copied: what Pillow gives cannot be written to, of which torch would warn
+        degraded, found = (_unit_range(photo[band].copy(), device)[None] * 2 - 1 for photo in (pixels, restored))
+        restored[band] = _as_stored((blend(found, degraded)[0] + 1) / 2, restored.dtype)
 
 
 def _batches(places: list[tuple[int, int]], size: Callable[[], int]) -> Iterator[list[tuple[int, int]]]:

@@ -88,10 +88,12 @@ def test_a_photo_of_several_tiles_is_judged_by_their_mean_and_its_colours_by_the
     degraded = noisy()
     tiles, shrunk = (photo_statistics(photos, photos.flip(0)) for photos in (degraded, degraded[:1] * 0.5))
     share, shift = gate.read(tiles.mean(0, keepdim=True))
-    torch.testing.assert_close(gate.read_photo(tiles, None), (share, shift))
-    torch.testing.assert_close(gate.read_photo(tiles, shrunk), (share, (shift + gate.read(shrunk)[1]) / 2))
+    torch.testing.assert_close(gate.decide(tiles, None), (share, shift))
+    torch.testing.assert_close(gate.decide(tiles, shrunk), (share, (shift + gate.read(shrunk)[1]) / 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gate.decide(tiles, None)[0], share)
     # of a photo of equal tiles nothing changes
-    torch.testing.assert_close(gate.read_photo(shrunk.expand(3, -1), shrunk), gate.read(shrunk))
+    torch.testing.assert_close(gate.decide(shrunk.expand(3, -1), shrunk), gate.read(shrunk))
 
 
 @torch.no_grad()
@@ -107,6 +109,17 @@ def test_fidelity_0_is_the_model_without_gate(detail: DetailConfig | None) -> No
     expected = (model.gate(ungated, degraded, 1.0).clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(model.generate(degraded).image, expected, rtol=1e-4, atol=1e-4)
     assert (expected - plain.generate(degraded).image).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fidelity", [0.5, None])
+def test_a_tile_can_be_had_without_the_gate(fidelity: float | None) -> None:
+    model, plain = gated_model(detail=DETAIL), small_model(detail=DETAIL)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    degraded = photos(model)
+    ungated = model.generate(degraded, fidelity=fidelity, gated=False).image
+    torch.testing.assert_close(ungated, plain.generate(degraded, fidelity=fidelity).image, rtol=1e-4, atol=1e-4)
+    assert (ungated - model.generate(degraded, fidelity=fidelity).image).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -291,13 +293,61 @@ def test_a_gate_decides_once_for_all_tiles_of_a_photo(fidelity, correction):
     as_tensor = lambda photo: torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1  # noqa: E731
     with torch.no_grad():
         shrunk = tiles.pop(0) if correction == "on" else None
-        decision = model.gate.read_photo(torch.cat(tiles), shrunk)
+        decision = model.gate.decide(torch.cat(tiles), shrunk)
         expected = blend(as_tensor(ungated), as_tensor(pixels), *decision, fidelity or 1.0)
         each = torch.cat([model.gate.read(tile)[0] for tile in tiles])
     assert each.max() - each.min() > 0.05  # or else the test shows nothing
     restored = Restorer(model, overlap=8, fidelity=fidelity, global_correction=correction).restore(pixels)
     np.testing.assert_allclose(restored, ((expected[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy(), atol=1e-5)
     assert np.abs(restored - ungated).max() > 0.05
+
+
+def test_memory_that_runs_out_leaves_no_trace_in_what_a_gate_decides(monkeypatch):
+    pixels = np.random.default_rng(0).random((50, 70, 3), np.float32)
+    expected = Restorer(gated_model()).restore(pixels)
+    model, notes, calls = gated_model(), [], []
+    restorer = Restorer(model, note=notes.append)
+    generate = model.generate
+
+    def failing(degraded, **options):
+        calls.append(len(degraded))
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(degraded, **options)
+
+    model.generate = failing
+    monkeypatch.setattr(restorer, "_batch_size", lambda: 2 if len(calls) < 3 else 1)
+    monkeypatch.setattr(restorer, "_shrink", lambda: notes.append("again"))
+    np.testing.assert_allclose(restorer.restore(pixels), expected, atol=1e-5)
+    assert notes == ["again"]
+    assert calls[3:] == [1] * (len(calls) - 3)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_a_gate_decides_does_not_hang_on_how_many_tiles_go_together(batch, monkeypatch):
+    pixels = np.random.default_rng(0).random((50, 70, 3), np.float32)
+    expected = Restorer(gated_model()).restore(pixels)
+    restorer = Restorer(gated_model())
+    monkeypatch.setattr(restorer, "_batch_size", lambda: batch)
+    np.testing.assert_allclose(restorer.restore(pixels), expected, atol=1e-5)
+
+
+def test_a_gated_model_in_bfloat16():
+    pixels = np.random.default_rng(0).random((50, 70, 3), np.float32)
+    model = gated_model().set_precision(torch.bfloat16)
+    restored = Restorer(model).restore(pixels)
+    assert np.isfinite(restored).all()
+    with torch.no_grad():
+        model.gate.fc2.bias[0] = 100.0
+    np.testing.assert_allclose(Restorer(model).restore(pixels), pixels, atol=1e-6)
+    assert np.abs(restored - pixels).max() > 0.05
+
+
+def test_an_image_through_a_gated_model_brings_no_warning():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restore_photo(gated_model(), image)
 
 
 def test_at_fidelity_0_a_gate_says_nothing():
