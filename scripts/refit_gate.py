@@ -6,7 +6,6 @@ For other sizes, floors and rates, and to put several runs together. All must ha
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from restorevar.errors import UserError
 from restorevar.models import GateConfig, RestoreVAR
 from restorevar.models.gate import STATISTICS_COUNT, PhotoGate
 from restorevar.modules.gate import TERMS, blend_loss
+from restorevar.optimization import CosineSchedule, apply_schedule, parameter_groups
 
 
 def read_memory(checkpoints: list[Path]) -> torch.Tensor:
@@ -33,17 +33,17 @@ def read_memory(checkpoints: list[Path]) -> torch.Tensor:
 
 
 def fit(gate: PhotoGate, memory: torch.Tensor, steps: int, batch: int, rate: float, decay: float, floor: float) -> None:
-    """AdamW with a cosine over shuffled batches."""
-    optimizer = torch.optim.AdamW(gate.parameters(), rate, weight_decay=decay)
+    """AdamW with a cosine over shuffled batches, as stage 5 trains."""
+    optimizer = torch.optim.AdamW(parameter_groups([gate]), rate, weight_decay=decay)
+    scheduler = apply_schedule(optimizer, CosineSchedule(), steps, steps)
     gate.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for _ in range(steps):
         loss = blend_loss(gate, memory[torch.randperm(len(memory))[:batch]], floor)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gate.parameters(), 1.0)
         optimizer.step()
+        scheduler.step()
     gate.eval()
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from restorevar.errors import UserError
 from restorevar.memory import free_memory, peak_memory
-from restorevar.models.gate import blend, photo_statistics
+from restorevar.models.gate import PhotoGate, blend, photo_statistics
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
 from restorevar.restoration.tiling import TileModel, blend_in_bands, measure_global_change, restore_tiles
 
 if TYPE_CHECKING:
     from restorevar.models import RestoreVAR
-    from restorevar.models.gate import PhotoGate
 
 __all__ = ["GlobalCorrection", "PhotoModel", "Restorer", "restore_photo"]
 
