@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from restorevar.datamodules.degradations import KINDS, degrade
+from restorevar.memory import keep_freed_memory
 
 OWN = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 LIMITS = {"haze": 40, "rain": 40, "snow": 40, "low_light": 80, "motion_blur": 40, "mixed": 80}
@@ -74,8 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of JPEG files; those of scikit-image if not given")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--plain-memory", action="store_true", help="without keep_freed_memory, which degrade uses")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
+    if not arguments.plain_memory:
+        keep_freed_memory()
     encoded = encoded_photos(arguments.photos)
     photos = [np.ascontiguousarray(cv2.resize(decode(data), (512, 512))) for data in encoded[:5]]
     print(f"{platform.processor() or platform.machine()}, OpenCV {cv2.__version__}, one thread\n")

@@ -13,6 +13,7 @@ from restorevar.datamodules.degradations import degrade as degrade_pixels
 from restorevar.datamodules.degradations.sheet import contact_sheet as draw_sheet
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
+from restorevar.memory import keep_freed_memory
 from restorevar.restoration.folder import Job, plan_jobs
 from restorevar.restoration.photo import SUFFIXES, Photo, read_photo, read_rgb, to_8_bits, write_photo
 
@@ -50,6 +51,7 @@ def degrade(
         0, or 1 if a photo failed.
     """
     _check(kind, severity, seed, output, contact_sheet)
+    keep_freed_memory()
     errors: list[str] = []
     if contact_sheet is not None:
         errors += _write_sheet(paths, kind, seed, contact_sheet, overwrite)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from restorevar.datamodules.degradations.light import FloatImage
 from restorevar.datamodules.degradations.view import View
 
-__all__ = ["Strokes", "draw", "gusts"]
+__all__ = ["Strokes", "at_places", "cover", "draw", "gusts"]
 
 _SHIFT = 4  # fractional bits of coordinates handed to OpenCV
 _LEVELS = 8  # opacities drawn apart
@@ -37,12 +37,17 @@ class Strokes:
     taper: tuple[float, float] = (0.0, 0.0)
 
 
-def gusts(view: View, centre: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
-    """(N,) factors, 1 on average, that make what falls thicker in some places of the photo than in others."""
-    field = np.exp(np.clip(strength * view.coarse_noise("gusts", 5), -1.5, 0.7))
+def gusts(view: View, strength: float) -> FloatImage:
+    """Factors on the coarse grid, 1 on average, that make what falls thicker in some places of the photo."""
+    return np.exp(np.clip(strength * view.coarse_noise("gusts", 5), -1.5, 0.7))
+
+
+def at_places(view: View, coarse: FloatImage, centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) values of a coarse (rows, columns) field at (N, 2) places x, y; those outside take the border's."""
     cells = (centre // view.step).astype(int)
-    rows, columns = view.coarse_size
-    return np.asarray(field[np.clip(cells[:, 1], 0, rows - 1), np.clip(cells[:, 0], 0, columns - 1)], np.float64)
+    rows, columns = coarse.shape
+    found = coarse[np.clip(cells[:, 1], 0, rows - 1), np.clip(cells[:, 0], 0, columns - 1)]
+    return found.astype(np.float64)
 
 
 def draw(view: View, strokes: Strokes) -> FloatImage | None:
@@ -55,8 +60,10 @@ def draw(view: View, strokes: Strokes) -> FloatImage | None:
     wanted = view.window.grown(around)
     extent = np.abs(strokes.reach) + strokes.thickness + 2
     corner = np.array([wanted.left, wanted.top])
-    apart = np.abs(strokes.centre - corner - 0.5 * np.array([wanted.width, wanted.height]))
-    seen = np.flatnonzero((apart <= extent + 0.5 * np.array([wanted.width, wanted.height])).all(axis=1))
+    half = 0.5 * np.array([wanted.width, wanted.height])
+    # NumPy is slow where the innermost axis has two elements, hence an axis at a time
+    across, along = (np.abs(strokes.centre[:, i] - corner[i] - half[i]) <= extent[:, i] + half[i] for i in (0, 1))
+    seen = np.flatnonzero(across & along)
     if not len(seen):
         return None
     # strokes lie wholly inside the canvas: OpenCV clips them differently at its border
@@ -81,6 +88,12 @@ def draw(view: View, strokes: Strokes) -> FloatImage | None:
         layer = np.asarray(cv2.GaussianBlur(layer, (2 * blur + 1, 2 * blur + 1), strokes.softness), np.uint8)
     layer = layer[around : around + height, around : around + width]
     return np.multiply(layer, top / 255, dtype=np.float32)
+
+
+def cover(clear: FloatImage, drawn: FloatImage) -> None:
+    """Makes a share of clear sight (h, w) smaller by a layer's opacity, in place; ``drawn`` is used up."""
+    np.minimum(drawn, 1, out=drawn)
+    clear *= np.subtract(1, drawn, out=drawn)
 
 
 def _smeared(layer: NDArray[np.uint8], x: int, y: int) -> NDArray[np.uint8]:

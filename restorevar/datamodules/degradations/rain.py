@@ -8,7 +8,7 @@ import numpy as np
 from restorevar.datamodules.degradations.depth import relative_depth
 from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, added
-from restorevar.datamodules.degradations.particles import Strokes, draw, gusts
+from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["rain"]
@@ -47,7 +47,7 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     natural = min(1.0, 8 * severity) * (1 - heaviness)
     gloom = natural * random.uniform(0.2, 1.0)
     mist += natural * random.uniform(0.05, 0.5)
-    gust = random.uniform(0.1, 0.6)
+    gust = gusts(view, random.uniform(0.1, 0.6))
 
     image = view.display()
     depth = relative_depth(view)
@@ -72,7 +72,7 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         centre = view.random(f"places {nearness:.2f}").uniform(-border, (columns + border, height + border), (count, 2))
         size = reach * np.minimum(0.4 * np.exp(view.random(f"lengths {nearness:.2f}").normal(0, 0.5, count)), 1.2)
         opacity = 0.15 + 0.85 * view.random(f"opacities {nearness:.2f}").random(count) ** (1 + 0.8 * natural)
-        opacity *= strength * share * gusts(view, centre, gust)
+        opacity *= strength * share * at_places(view, gust, centre)
         direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
         thickness = max(width * nearness * view.unit, 0.6)
         taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
@@ -82,7 +82,7 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
             if nearness < 0.3:
                 # what is near has no rain far before it
                 drawn *= np.minimum(depth + np.float32(0.15), 1)
-            clear *= 1 - np.minimum(drawn, 1)
+            cover(clear, drawn)
     # a drop shows much of what surrounds it
     local = cv2.blur(cv2.cvtColor(view.thumbnail, cv2.COLOR_RGB2GRAY), (15, 15)) - np.float32(scene)
     local *= np.float32(0.6 * natural * view.illumination ** (1 / 2.2))

@@ -7,7 +7,7 @@ import numpy as np
 from restorevar.datamodules.degradations.depth import relative_depth
 from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, veiled
-from restorevar.datamodules.degradations.particles import Strokes, draw, gusts
+from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
@@ -42,7 +42,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     glow = float(view.thumbnail.mean()) + random.uniform(0.25, 0.55)
     brightness = min(1.0, max(glow, 0.65, float(np.mean(airlight)))) * view.illumination ** (1 / 2.2)
     gloom = min(1.0, 4 * severity) * random.uniform(0.2, 0.9)
-    gust = random.uniform(0.2, 0.8)
+    gust = gusts(view, random.uniform(0.2, 0.8))
 
     image = view.display()
     depth = relative_depth(view)
@@ -62,7 +62,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         tilt = angle + view.random(f"angles {layer}").normal(0, 0.4, count)
         path = 0.5 * speed * diameter * np.minimum(np.exp(view.random(f"speeds {layer}").normal(-0.5, 0.6, count)), 2)
         opacity = strength * fading * (0.1 + 0.9 * view.random(f"opacities {layer}").random(count) ** 1.3)
-        opacity *= gusts(view, centre, gust)
+        opacity *= at_places(view, gust, centre)
         reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
         thickness = diameter
         if layer >= 2:
@@ -76,7 +76,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
             if layer < 2:
                 # what is near has few of the far flakes before it
                 drawn *= np.minimum(depth + np.float32(0.4), 1)
-            clear *= 1 - np.minimum(drawn, 1)
+            cover(clear, drawn)
     return veiled(image, np.full(3, brightness), clear), {
         "angle_degrees": math.degrees(angle),
         "speed": speed,
