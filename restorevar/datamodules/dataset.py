@@ -34,6 +34,7 @@ Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
 ResizeFilter = Literal["lanczos", "area"]
 ATTEMPTS = 20  # other records tried for a broken one
+MOST_PIXELS = 200_000_000  # of a resized photo: those of a good camera, and no more than memory holds
 
 
 class Pool(NamedTuple):
@@ -77,6 +78,9 @@ class Geometry(NamedTuple):
         Args:
             shape: (H, W, ...) of the photo.
             generator: Draws scale and place; None takes the middle of both.
+
+        Raises:
+            UserError: The photo would become enormous, such as one that is a single row of pixels.
         """
         generator = generator if self.random_crop else None
         height, width = self.size
@@ -89,6 +93,11 @@ class Geometry(NamedTuple):
             part = 0.5 if generator is None else generator.random()
             scale = cover * math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
         resized = (max(height, round(shape[0] * scale)), max(width, round(shape[1] * scale)))
+        if math.prod(resized) > MOST_PIXELS:
+            raise UserError(
+                f"{shape[1]} x {shape[0]} pixels would be {resized[1]} x {resized[0]} to hold a crop of"
+                f" {width} x {height}; leave this photo out, or ask for smaller crops"
+            )
         spare = (resized[0] - height, resized[1] - width)
         if generator is None:
             top, left = spare[0] // 2, spare[1] // 2
@@ -194,10 +203,11 @@ class TrainingDataset(Dataset[RestorationSample]):
             try:
                 return self._sample(pool, record, generator)
             except UserError as error:
+                located = _located(error, record)
                 if self.skips is None or attempt == ATTEMPTS - 1:
-                    raise
+                    raise located from None
                 self.skips.add()
-                _warn_once(f"skipped: {error}")
+                _warn_once(f"skipped: {located}")
                 record = pool.records[int(generator.integers(len(pool.records)))]
         raise AssertionError("unreachable")
 
@@ -248,16 +258,35 @@ class FixedDataset(Dataset[RestorationSample]):
         records: One a sample; each has a kind.
         geometry: A crop from the middle; None keeps the photo's own size.
         with_clean: Hand out clean images where there are any.
+        skips: Counts broken files, which are replaced by the next sample; None raises instead.
     """
 
-    def __init__(self, records: Sequence[Record], geometry: Geometry | None, with_clean: bool = True) -> None:
-        self.records, self.geometry, self.with_clean = list(records), geometry, with_clean
+    def __init__(
+        self,
+        records: Sequence[Record],
+        geometry: Geometry | None,
+        with_clean: bool = True,
+        skips: Skips | None = None,
+    ) -> None:
+        self.records, self.geometry, self.with_clean, self.skips = list(records), geometry, with_clean, skips
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> RestorationSample:
-        record = self.records[index]
+        for attempt in range(ATTEMPTS):
+            record = self.records[index] if attempt == 0 else self.records[(index + attempt) % len(self.records)]
+            try:
+                return self._sample(record)
+            except UserError as error:
+                located = _located(error, record)
+                if self.skips is None or attempt == ATTEMPTS - 1:
+                    raise located from None
+                self.skips.add()
+                _warn_once(f"skipped: {located}")
+        raise AssertionError("unreachable")
+
+    def _sample(self, record: Record) -> RestorationSample:
         kind = record.kind or CLEAN_KIND
         parameters: dict[str, Any] = {}
         severity = math.nan if record.severity is None else record.severity
@@ -296,6 +325,12 @@ class FixedDataset(Dataset[RestorationSample]):
         return self.geometry.resized_crop(image, *self.geometry.plan(image.shape, None))
 
 
+def _located(error: UserError, record: Record) -> UserError:
+    """The error with the photo's path, and the manifest's file and row if it has one."""
+    message = str(error) if record.path in str(error) or str(record.clean) in str(error) else f"{record.path}: {error}"
+    return UserError(f"{record.origin}: {message}" if record.origin is not None else message)
+
+
 def short_kind(kind: str) -> str:
     """A kind's name; the last part of an import path."""
     return kind.rpartition(".")[2]
@@ -309,8 +344,10 @@ def read_image(reference: str) -> Pixels:
 def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) float32 of a depth map, resized to (height, width); larger is farther, in any unit.
 
+    Values that are not finite (nothing was measured there) stay so, and degradations take them for far.
+
     Raises:
-        UserError: It is missing, no map, or holds values that are not finite.
+        UserError: It is missing, no map, or has no finite value.
     """
     try:
         if path.lower().endswith(".npy"):
@@ -319,8 +356,8 @@ def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
             depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, cv2.error) as error:
         raise UserError(f"{path}: cannot be read as a depth map ({error})") from None
-    if depth is None or depth.ndim != 2 or depth.dtype.kind not in "uif" or not np.isfinite(depth).all():
-        raise UserError(f"{path}: no depth map; expected one channel of finite numbers")
+    if depth is None or depth.ndim != 2 or depth.dtype.kind not in "uif" or not np.isfinite(depth).any():
+        raise UserError(f"{path}: no depth map; expected one channel of numbers, some of them finite")
     return np.asarray(cv2.resize(depth.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 

@@ -37,8 +37,7 @@ class RestorationDataModule(L.LightningDataModule):
     Args:
         train: Sources to train on.
         val: Sources to validate on: crops from the middle, the same in every epoch.
-        test: Sources to test on: whole photos at their own size, one a batch, without `clean` where there is no ground
-            truth.
+        test: Sources to test on: whole photos at their own size, one a batch. Scoring needs their clean images.
         predict: Photos to restore, at their own size, one a batch; they need no ground truth.
         root: Folder that relative paths start from.
         image_size: Side of the training and validation crops in pixels, or height and width.
@@ -59,8 +58,8 @@ class RestorationDataModule(L.LightningDataModule):
         vertical_flip: Turn half of the training samples upside down.
         permute_colors: Exchange the colour channels of training samples at random: for a handful of photos, whose
             colours a model would learn by heart.
-        skip_broken: Replace a training sample whose file cannot be read, with a warning and a count, instead of
-            stopping.
+        skip_broken: Replace a sample for training or validation whose file cannot be read, with a warning and a
+            count, instead of stopping. Tests always stop: their scores must be those of the whole set.
         cache_megabytes: Memory of each worker for decoded training photos; pays where they are few.
         pin_memory: Hand out batches in page-locked memory; for GPUs.
     """
@@ -192,7 +191,7 @@ class RestorationDataModule(L.LightningDataModule):
         if self._train_loader is not None:
             self._train_loader.shutdown()
         if self.skips is not None and self.skips.count:
-            logger.warning("%d training samples were replaced because their files could not be read", self.skips.count)
+            logger.warning("%d samples were replaced because their files could not be read", self.skips.count)
 
     def _fixed(self, part: str, geometry: Geometry | None, batch_size: int) -> DataLoader[RestorationSample]:
         collections = self._of(part)
@@ -202,7 +201,10 @@ class RestorationDataModule(L.LightningDataModule):
         rank, world_size = self._place()
         sampler = FixedSampler(len(records), rank, world_size, equal=self._is_sharded())
         return fixed_loader(
-            FixedDataset(records, geometry, with_clean=part != "predict"), batch_size, self.num_workers, sampler
+            FixedDataset(records, geometry, part != "predict", self.skips if part == "val" else None),
+            batch_size,
+            self.num_workers,
+            sampler,
         )
 
     def _of(self, part: str) -> list[Collection]:

@@ -5,9 +5,10 @@ import importlib.util
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from restorevar.datamodules.degradations import get_degradation
 from restorevar.datamodules.kinds import CLEAN_KIND, KINDS, PAIRED_KINDS
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+
+
 def _equal_weights() -> dict[str, float]:
     return dict.fromkeys(KINDS, 1.0)
 
@@ -52,6 +56,7 @@ class Record:
         center_crop: The clean image has a border that the degraded one lacks.
         depth: File of the photo's depth map, for the kinds that depend on it.
         gamma: Range of the exponent that the clean photo's values are raised to; (1, 1) leaves them as they are.
+        origin: Where a manifest lists it (file and row), for errors.
     """
 
     path: str
@@ -64,6 +69,7 @@ class Record:
     center_crop: bool = False
     depth: str | None = None
     gamma: tuple[float, float] = (1.0, 1.0)
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,15 +177,21 @@ class PairedFolders(Source):
         """See `Source.collect`."""
         check_kind(self.kind)
         degraded_folder, clean_folder = resolve(self.degraded, root), resolve(self.clean, root)
-        partners = {path.relative_to(clean_folder).with_suffix(""): path for path in list_photos(clean_folder)}
+        partners: dict[Path, list[Path]] = {}
+        for path in list_photos(clean_folder):
+            partners.setdefault(path.relative_to(clean_folder).with_suffix(""), []).append(path)
         name = self.dataset or self._name(degraded_folder)
         records, missing = [], []
-        for path in list_photos(degraded_folder)[: self.limit]:
-            partner = partners.get(path.relative_to(degraded_folder).with_suffix(""))
-            if partner is None:
-                missing.append(path)
+        for path in limited(list_photos(degraded_folder), self.limit):
+            found = partners.get(path.relative_to(degraded_folder).with_suffix(""), [])
+            if len(found) > 1:  # a.png and a.jpg are two photos, each with a partner of its own
+                found = [partner for partner in found if partner.suffix.lower() == path.suffix.lower()] or found
+            if len(found) > 1:
+                raise UserError(f"{path}: found two clean images, {found[0]} and {found[1]}; keep one of them")
+            if found:
+                records.append(Record(str(path), str(found[0]), self.kind, name))
             else:
-                records.append(Record(str(path), str(partner), self.kind, name))
+                missing.append(path)
         if missing:
             raise UserError(
                 f"{missing[0]}: no file of that name in {clean_folder} ({len(missing)} such); give each degraded image"
@@ -228,11 +240,13 @@ class Manifest(Source):
                 row.kind,
                 row.dataset,
                 center_crop=row.center_crop,
+                origin=f"{path}, row {number}",
             )
-            for row in read_manifest(path)
+            for number, row in enumerate(read_manifest(path), 1)
             if (self.kinds is None or row.kind in self.kinds)
             and (self.datasets is None or row.dataset in self.datasets)
-        ][: self.limit]
+        ]
+        records = limited(records, self.limit)
         if not records:
             raise UserError(f"{path}: no row left; loosen `kinds`, `datasets` or `limit`")
         weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
@@ -284,7 +298,8 @@ class PublicSet(Source):
             )
             for match in matches
             if self.kinds is None or match.kind in self.kinds
-        ][: self.limit]
+        ]
+        records = limited(records, self.limit)
         if not records:
             raise UserError(f"{folder}: no pair left; loosen `kinds` or `limit`")
         weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
@@ -327,7 +342,7 @@ class Shards(Source):
                 records.append(Record(clean, None, None, dataset, made=True))
             elif self.kinds is None or kind in self.kinds:
                 records.append(Record(degraded, clean, kind, dataset))
-        records = records[: self.limit]
+        records = limited(records, self.limit)
         if not records:
             raise UserError(f"{folder}: no sample left; loosen `kinds` or `limit`")
         made = {record.made for record in records}
@@ -345,8 +360,8 @@ class Shards(Source):
 class FixedDegradations(Source):
     """A fixed validation or test set: every photo in every kind and severity.
 
-    The randomness of each sample hangs on its file name, kind, severity and `seed` only, so leaving photos out does
-    not change the others.
+    The randomness of each sample hangs on its place below the folder given, kind, severity and `seed` only, so leaving
+    photos out does not change the others.
 
     Args:
         folders: Folders of photos, searched with their sub-folders, or single files.
@@ -356,6 +371,7 @@ class FixedDegradations(Source):
         limit: Take the first so many photos only.
         seed: Another number gives other degradations.
         dataset: Name of the set in batches; the folder's name if not given.
+        depth: Folder of depth maps, as in `CleanPhotos`.
     """
 
     folders: list[str]
@@ -365,20 +381,26 @@ class FixedDegradations(Source):
     limit: int | None = None
     seed: int = 0
     dataset: str | None = None
+    depth: str | None = None
 
     def collect(self, root: Path) -> Collection:
         """See `Source.collect`."""
         check_made(dict.fromkeys(self.kinds, 1.0))
+        if not self.severities:
+            raise UserError("severities: found none; expected at least one number from 0 to 1")
         for severity in self.severities:
             if not 0 <= severity <= 1:
                 raise UserError(f"severities: found {severity}; expected numbers from 0 to 1")
+        photos = _photos_of(self.folders, root, self.include, self.limit)
+        maps = _depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
         records = []
-        for path, name, _ in _photos_of(self.folders, root, self.include, self.limit):
+        for path, name, place in photos:
             for kind in self.kinds:
                 for severity in self.severities:
-                    key = f"{path.name} {kind} {severity:.6f} {self.seed}"
+                    key = f"{place.with_name(path.name).as_posix()} {kind} {severity:.6f} {self.seed}"
                     seed = zlib.crc32(key.encode())
-                    records.append(Record(str(path), None, kind, self.dataset or name, True, severity, seed))
+                    record = Record(str(path), None, kind, self.dataset or name, True, severity, seed)
+                    records.append(replace(record, depth=maps.get(path)))
         return Collection(records, dict.fromkeys(self.kinds, 1.0))
 
 
@@ -464,7 +486,7 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
         )
     photos = [
         Path(parent, name)
-        for parent, _, names in os.walk(folder)
+        for parent, names in _walk(folder)
         for name in names
         if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     ]
@@ -480,6 +502,18 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
     return sorted(found)
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, file names) of a folder and all below it, through links as data sets are often put together from."""
+    seen = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder around it, or the same folder twice
+            below.clear()
+            continue
+        seen.add(real)
+        yield parent, names
+
+
 def _photos_of(
     folders: Sequence[str], root: Path, include: Sequence[str], limit: int | None
 ) -> list[tuple[Path, str, Path]]:
@@ -491,7 +525,7 @@ def _photos_of(
         path = resolve(folder, root)
         base = path if path.is_dir() else path.parent
         found += [(photo, base.name, photo.relative_to(base).with_suffix("")) for photo in list_photos(path, include)]
-    return found[:limit]
+    return limited(found, limit)
 
 
 def _depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[Path, str]:
@@ -529,6 +563,13 @@ def _depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[
             raise UserError(f"{owner} and {photo}: found one depth map for both, {found[0]}; {advice}")
         maps[photo] = str(found[0])
     return maps
+
+
+def limited(found: list[T], limit: int | None) -> list[T]:
+    """The first so many; all if there is no limit. A `UserError` if the limit is below 1."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: found {limit}; expected 1 or more, or null for all")
+    return found[:limit]
 
 
 def check_kind(kind: str) -> None:

@@ -219,6 +219,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: refused as a decompression bomb ({error})") from None
     except Image.UnidentifiedImageError:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: an empty file (0 bytes); expected {kinds}") from None
         raise UserError(f"{path}: cannot be read as an image; expected {kinds}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         raise UserError(f"{path}: damaged or truncated ({error})") from None

@@ -1,6 +1,8 @@
 import numpy as np
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from restorevar.callbacks import ImageGrids
 from restorevar.callbacks.images import labelled_grid
@@ -31,6 +33,18 @@ def test_pictures_of_a_run(tiny_folders, tiny_photos, tmp_path):
         assert first.size == (2 * 34, 14 + 2 * 48)  # degraded and clean
     with Image.open(tmp_path / "pictures" / "validation.png") as validation:
         assert validation.size == (3 * 34, 14 + 2 * 48)  # degraded, restored and clean
+
+
+def test_the_grids_are_on_tensorboard(tiny_folders, tiny_photos, tmp_path):
+    module = RefinerModule(initial_model=str(tiny_folders["refiner"]))
+    logger = TensorBoardLogger(tmp_path, name=None, version="run")
+    settings = {"logger": logger, "limit_val_batches": 1.0, "val_check_interval": 2}
+    fit(module, tiny_photos, tmp_path, 2, [ImageGrids(count=2, files=False)], **settings)
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    assert sorted(events.Tags()["images"]) == ["train_first_batch", "validation"]
+    (first,) = events.Images("train_first_batch")
+    assert (first.width, first.height) == (2 * 34, 14 + 2 * 48)  # degraded and clean
+    assert first.step == 0
 
 
 def test_files_can_be_left_out(tiny_folders, tiny_photos, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from restorevar.datamodules.dataset import (
     Skips,
     TrainingDataset,
     cut,
+    read_depth,
     resize,
 )
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.kinds import KINDS
+from restorevar.datamodules.manifest import Row, write_manifest
 from restorevar.datamodules.sampler import Draw
-from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, PairedFolders, Record
+from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, Manifest, PairedFolders, Record
 from restorevar.errors import UserError
 from restorevar.restoration.photo import read_rgb
 
@@ -214,6 +217,57 @@ def test_a_broken_file_stops_training_or_is_skipped_and_counted(photos, caplog):
     before = skips.count
     assert [path for batch in workers for path in batch["path"]] == paths
     assert skips.count == 2 * before, "skips in workers are counted too"
+
+
+def test_a_broken_file_of_a_fixed_set_stops_or_is_replaced_by_the_next(photos, caplog):
+    bad = broken(photos)
+    records = FixedDegradations([str(photos)], ["rain"]).collect(Path(".")).records
+    index = [record.path for record in records].index(str(bad[0]))
+    with pytest.raises(UserError, match=bad[0].name):
+        FixedDataset(records, Geometry((16, 16)))[index]
+    skips = Skips()
+    dataset = FixedDataset(records, Geometry((16, 16)), skips=skips)
+    sample = dataset[index]
+    good = next(r for r in (*records[index:], *records) if r.path not in {str(path) for path in bad})
+    assert sample["path"] == good.path
+    assert torch.equal(sample["clean"], dataset[records.index(good)]["clean"])
+    assert skips.count >= 1
+    assert bad[0].name in caplog.text
+
+
+def test_errors_name_the_row_of_the_manifest(pairs):
+    rows = [Row(f"input/{i:03}.png", f"target/{i:03}.png", "rain", "mine") for i in range(5)]
+    write_manifest(pairs / "list.json", rows)
+    (pairs / "target" / "003.png").write_bytes(b"")
+    records = Manifest("list.json").collect(pairs).records
+    message = r"list\.json, row 4: .*target.003\.png: an empty file \(0 bytes\)"
+    with pytest.raises(UserError, match=message):
+        FixedDataset(records, None)[3]
+    with pytest.raises(UserError, match=message):
+        TrainingDataset([Pool("rain", records, (0, 1))], Geometry((16, 16)), 0)[Draw(0, 0, 0, 3)]
+
+
+@pytest.mark.parametrize("size", [(1, 12_000), (12_000, 1)])
+def test_a_photo_that_would_become_enormous_is_named(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "line.png")
+    records = CleanPhotos([str(tmp_path)], {"rain": 1}).collect(Path(".")).records
+    dataset = TrainingDataset([Pool("rain", records, (0, 1))], Geometry((256, 256)), 0)
+    with pytest.raises(UserError, match=r"line\.png: \d+ x \d+ pixels would be .*leave this photo out"):
+        dataset[Draw(0, 0, 0, 0)]
+
+
+def test_a_depth_map_may_have_holes(photos, tmp_path):
+    depth = np.linspace(0, 1, 40 * 60, dtype=np.float32).reshape(40, 60)
+    depth[:10], depth[10:12] = np.nan, np.inf
+    np.save(tmp_path / "map.npy", depth)
+    read = read_depth(str(tmp_path / "map.npy"), (80, 120))
+    assert np.isfinite(read).mean() > 0.6
+    photo = np.zeros((80, 120, 3), np.uint8)
+    far = degrade(photo, "haze", 1.0, 0, depth=read)[0][:8].mean()
+    assert far > degrade(photo, "haze", 1.0, 0, depth=read)[0][30:40].mean()
+    np.save(tmp_path / "map.npy", np.full((40, 60), np.nan))
+    with pytest.raises(UserError, match=r"map\.npy: no depth map; .*finite"):
+        read_depth(str(tmp_path / "map.npy"), (80, 120))
 
 
 def test_a_pool_of_broken_files_ends_in_an_error(photos):

@@ -196,7 +196,7 @@ def test_a_broken_file_is_skipped_and_counted_or_ends_in_one_line(photos, caplog
     assert "003.png" not in {name for _, name, _ in seen}
     data.teardown("fit")
     assert data.skips.count >= 1
-    assert f"{data.skips.count} training samples were replaced" in caplog.text
+    assert f"{data.skips.count} samples were replaced" in caplog.text
 
 
 def test_nothing_is_looked_up_in_the_constructor():

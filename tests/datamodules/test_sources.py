@@ -114,6 +114,10 @@ def test_fixed_degradations_do_not_change_when_photos_are_left_out(photos):
         (CleanPhotos(["photos"], include=["0000.png"]), r"matches `include` \(0000.png\); it has: 000.png, 001.png"),
         (CleanPhotos(["empty"]), "no photo in it"),
         (FixedDegradations(["photos"], severities=[1.5]), "found 1.5"),
+        (FixedDegradations(["photos"], severities=[]), "severities: found none"),
+        (FixedDegradations(["photos"], limit=0), "limit: found 0; expected 1 or more, or null"),
+        (CleanPhotos(["photos"], limit=-1), "limit: found -1; expected 1 or more"),
+        (PairedFolders("photos", "photos", limit=0), "limit: found 0"),
         (Photos(["photos"], kind="fog"), "'fog'"),
         (Manifest("none.json"), "none.json: no such file"),
     ],
@@ -122,6 +126,37 @@ def test_mistakes_are_named(photos, source, message):
     (photos.parent / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         source.collect(photos.parent)
+
+
+def test_of_two_partners_the_one_of_the_same_ending_is_taken(tmp_path):
+    write(tmp_path, "input/a.png", "input/a.jpg", "target/a.png", "target/a.jpg", "input/b.bmp", "target/b.png")
+    records = PairedFolders("input", "target").collect(tmp_path).records
+    found = {(Path(record.path).name, Path(record.clean).name) for record in records}
+    assert found == {("a.png", "a.png"), ("a.jpg", "a.jpg"), ("b.bmp", "b.png")}
+    write(tmp_path, "target/b.jpg")
+    with pytest.raises(UserError, match=r"b\.bmp: found two clean images, .*b\.jpg and .*b\.png; keep one"):
+        PairedFolders("input", "target").collect(tmp_path)
+
+
+def test_photos_of_one_name_in_two_folders_are_degraded_differently(tmp_path):
+    write(tmp_path, "x/1.png", "y/1.png")
+    first, second = FixedDegradations([str(tmp_path)], ["rain"]).collect(ROOT).records
+    assert first.seed != second.seed
+    (alone,) = FixedDegradations([str(tmp_path)], ["rain"], include=["1.png"], limit=1).collect(ROOT).records
+    assert alone == first
+
+
+def test_fixed_degradations_take_depth_maps(tmp_path):
+    write(tmp_path, "photos/1.png", "photos/2.png", "maps/2.npy")
+    records = FixedDegradations(["photos"], ["haze"], depth="maps").collect(tmp_path).records
+    assert [record.depth for record in records] == [None, str(tmp_path / "maps" / "2.npy")]
+
+
+def test_links_to_folders_are_followed_and_rings_are_not(tmp_path):
+    write(tmp_path, "elsewhere/deep/b.png", "photos/a.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "ring").symlink_to(tmp_path / "photos", target_is_directory=True)
+    assert [path.name for path in list_photos(tmp_path / "photos")] == ["a.png", "b.png"]
 
 
 def test_paths_may_come_from_the_environment_or_a_package(monkeypatch, photos):
