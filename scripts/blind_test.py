@@ -3,13 +3,15 @@
     python scripts/blind_test.py make REAL CLEAN OUTPUT [--crops 24] [--seed 0]
     python scripts/blind_test.py score OUTPUT ANSWERS
 
-REAL holds one folder of real degraded photos a kind (haze, rain, snow, low_light or lowlight, motion_blur or blur).
+REAL holds one folder of real degraded photos a kind (haze, rain, snow, low_light or lowlight, motion_blur or blur,
+mixed: two or more of these in one photo, such as rain at night). A kind without a folder is left out.
 CLEAN holds good photos (searched with sub-folders); a sub-folder named like a kind is used for that kind alone, so that
 rain need not fall on a living room. Half of the crops are real. Ours go through what the real ones went through: they
 have a real photo's size, are saved as JPEG after the degradation, then reduced; all crops have the same size.
 
 OUTPUT/sheets/KIND_1.png ... hold 12 numbered crops each; OUTPUT/key.json says which are ours: not to be opened before
-the answers are written. ANSWERS is a JSON file: for each kind the numbers taken for synthetic, with the reason:
+the answers are written; OUTPUT/run.json holds what the sheets were made from. ANSWERS is a JSON file: for each kind the
+numbers taken for synthetic, with the reason:
 {"haze": {"3": "flat veil", "7": ""}, "rain": {}}.
 """
 
@@ -22,6 +24,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import restorevar
 from restorevar.datamodules.degradations import degrade
 
 # severities that occur outdoors: rain above these is Rain100H's
@@ -31,6 +34,7 @@ SEVERITIES = {
     "snow": (0.15, 0.7),
     "low_light": (0.2, 0.8),
     "motion_blur": (0.25, 0.9),
+    "mixed": (0.2, 0.7),
 }
 FOLDERS = {"lowlight": "low_light", "blur": "motion_blur"}
 SHORT_SIDE, CROP, COLUMNS, ROWS, GAP = 320, 300, 4, 3, 26
@@ -79,7 +83,7 @@ def sheet(crops: list[np.ndarray], first: int) -> Image.Image:
 
 
 def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
-    """Writes sheets and key."""
+    """Writes sheets, key, and how they were made."""
     key: dict[str, dict[str, dict[str, object]]] = {}
     (output / "sheets").mkdir(parents=True, exist_ok=True)
     for folder in sorted(path for path in real.iterdir() if path.is_dir()):
@@ -113,11 +117,14 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
         for part in range(math.ceil(len(entries) / size)):
             crops = [crop for crop, _ in entries[part * size : (part + 1) * size]]
             sheet(crops, part * size + 1).save(output / "sheets" / f"{kind}_{part + 1}.png")
+    run = {"real": str(real), "clean": str(clean), "crops": count, "seed": seed, "severities": SEVERITIES}
+    versions = {"restorevar": restorevar.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
+    (output / "run.json").write_text(json.dumps(run | versions) + "\n")
     (output / "key.json").write_text(json.dumps(key, indent=1) + "\n")
 
 
 def score(output: Path, answers: Path) -> None:
-    """Prints the share named rightly for each kind; half is chance."""
+    """Prints the share named rightly for each kind (half is chance), and how the sheets were made."""
     key, named = json.loads((output / "key.json").read_text()), json.loads(answers.read_text())
     print("| kind | crops | named rightly | ours taken for real | real taken for ours |\n|---|---|---|---|---|")
     for kind, entries in key.items():
@@ -131,6 +138,7 @@ def score(output: Path, answers: Path) -> None:
             if named[kind][number]:
                 truth = "ours" if entries[number]["synthetic"] else "real"
                 print(f"<!-- {kind} {number} ({truth}): {named[kind][number]} -->")
+    print(f"<!-- made by `scripts/blind_test.py make`: {(output / 'run.json').read_text().strip()} -->")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.datamodules.manifest import sizes_fit
 from restorevar.datamodules.sampler import Draw
 from restorevar.datamodules.shards import is_member, read_member
-from restorevar.datamodules.sources import Record
+from restorevar.datamodules.sources import Record, read_depth
 from restorevar.errors import UserError
 from restorevar.restoration.photo import read_rgb
 
@@ -339,26 +339,6 @@ def short_kind(kind: str) -> str:
 def read_image(reference: str) -> Pixels:
     """(H, W, 3) uint8 RGB of a file, or of an image inside a shard."""
     return read_member(reference) if is_member(reference) else read_rgb(reference)
-
-
-def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) float32 of a depth map, resized to (height, width); larger is farther, in any unit.
-
-    Values that are not finite (nothing was measured there) stay so, and degradations take them for far.
-
-    Raises:
-        UserError: It is missing, no map, or has no finite value.
-    """
-    try:
-        if path.lower().endswith(".npy"):
-            depth = np.load(path, allow_pickle=False)
-        else:
-            depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError, cv2.error) as error:
-        raise UserError(f"{path}: cannot be read as a depth map ({error})") from None
-    if depth is None or depth.ndim != 2 or depth.dtype.kind not in "uif" or not np.isfinite(depth).any():
-        raise UserError(f"{path}: no depth map; expected one channel of numbers, some of them finite")
-    return np.asarray(cv2.resize(depth.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
 def read_pair(record: Record, read: Callable[[str], Pixels] = read_image) -> tuple[Pixels, Pixels]:

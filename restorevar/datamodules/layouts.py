@@ -2,16 +2,18 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from restorevar.errors import UserError
+from restorevar.restoration.photo import SUFFIXES
 
-__all__ = ["LAYOUTS", "Layout", "Match", "find_layout", "match_files"]
+__all__ = ["LAYOUTS", "Layout", "Match", "find_layout", "match_both_ways", "match_files", "own_layout"]
 
 Split = Literal["train", "val", "test"]
+WORD = re.compile(r"\{(\w*)\}")  # of a pattern
 CDD_KINDS = {"haze": "haze", "rain": "rain", "snow": "snow", "low": "low_light"}
 
 
@@ -243,13 +245,15 @@ class Match(NamedTuple):
 
     Attributes:
         degraded: The file.
-        clean: The file; None if the set has none, or it is missing.
+        clean: The file; None if the set has none, or it is missing or not clear.
         kind: Kind of degradation.
+        fault: Why there is no clean image although the set has some; empty if all is well.
     """
 
     degraded: Path
     clean: Path | None
     kind: str
+    fault: str = ""
 
 
 def find_layout(name: str) -> Layout:
@@ -265,8 +269,43 @@ def find_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
+def own_layout(dataset: str, kind: str, degraded: str, clean: str) -> Layout:
+    """A layout of two patterns, as a user writes them.
+
+    Args:
+        dataset: Name of the set.
+        kind: Kind of degradation.
+        degraded: Pattern of the degraded images.
+        clean: Pattern of the clean images.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UserError: A pattern makes no sense; the message says why.
+    """
+    words = []
+    for pattern in (degraded, clean):
+        found = WORD.findall(pattern.lower())
+        faulty = any(not word.isidentifier() for word in found)
+        if not pattern.strip("/") or faulty or len(set(found)) < len(found) or set("{}") & set(WORD.sub("", pattern)):
+            raise UserError(
+                f"found the pattern '{pattern}'; expected folders and a name such as \"input/{{name}}\", with different"
+                " words in braces"
+            )
+        if (ending := Path(pattern).suffix).lower() in SUFFIXES:
+            raise UserError(f"found the pattern '{pattern}'; leave out the ending {ending}, it is found whatever it is")
+        words.append(set(found))
+    if words[1] - words[0]:
+        unknown = ", ".join(f"{{{word}}}" for word in sorted(words[1] - words[0]))
+        raise UserError(f"found {unknown} in '{clean}' only; expected words that '{degraded}' has too")
+    return Layout(dataset, kind, "train", (degraded.strip("/"),), (clean.strip("/"),))
+
+
 def match_files(layout: Layout, files: Iterable[Path]) -> list[Match]:
     """Finds a set's degraded images among files, and the clean image of each.
+
+    Endings do not matter, unless several images have the same name: then a clean image has its degraded one's ending.
 
     Args:
         layout: How the set lies on disk.
@@ -275,21 +314,55 @@ def match_files(layout: Layout, files: Iterable[Path]) -> list[Match]:
     Returns:
         Matches in the order of the files; none if no file fits.
     """
-    patterns = [_compiled(pattern) for pattern in layout.degraded]
-    paths = {_plain(path): path for path in files}
-    matches = []
-    for plain, path in paths.items():
-        for pattern in patterns:
-            found = pattern.search(plain)
-            if found is None or found.groupdict().get("degradation") in layout.leave_out:
-                continue
-            words = found.groupdict()
-            kind = layout.kinds.get(words.get("degradation", ""), layout.kind)
-            start = plain[: found.start()] + ("/" if plain[found.start()] == "/" else "")
-            clean = _first(paths, (start + template.format(**words) for template in _usable(layout.clean, words)))
-            matches.append(Match(path, clean, kind))
-            break
-    return matches
+    return match_both_ways(layout, files)[0]
+
+
+def match_both_ways(layout: Layout, files: Iterable[Path]) -> tuple[list[Match], list[Path]]:
+    """As `match_files`, and the clean images that no degraded one has.
+
+    Args:
+        layout: How the set lies on disk.
+        files: Absolute paths of photos.
+
+    Returns:
+        Matches, and files that fit the pattern of a clean image beside the folders of a match but are in none.
+    """
+    degraded, cleans = ([_compiled(pattern) for pattern in part] for part in (layout.degraded, layout.clean))
+    left_out = layout.leave_out
+    named: dict[str, list[Path]] = {}
+    for path in files:
+        named.setdefault(_plain(path), []).append(path)
+    matches: list[Match] = []
+    starts: set[str] = set()
+    used: set[Path] = set()
+    for plain, group in named.items():
+        fitting = (found for found in _found(degraded, plain) if found.groupdict().get("degradation") not in left_out)
+        if (found := next(fitting, None)) is None:
+            continue
+        words, start = found.groupdict(), _start(found)
+        kind = layout.kinds.get(words.get("degradation", ""), layout.kind)
+        templates = [start + template.format(**words) for template in _usable(layout.clean, words)]
+        # copies of a set can hold several versions of its clean images: the first is taken, the others are no mistake
+        candidates, *others = [named[name] for name in templates if name in named] or [[]]
+        starts.add(start)
+        used.update(group, *others)
+        for path in group:
+            clean = _partner(path, group, candidates)
+            used.update(candidates if clean is None else [clean])
+            fault = ""
+            if clean is None and candidates:
+                others_named = ", ".join(str(image) for image in sorted({*group, *candidates} - {path}))
+                fault = f"its clean image is not clear, there are {others_named}; give the two of a pair one ending"
+            elif clean is None and layout.clean:
+                fault = f"no clean image; expected {' or '.join(layout.clean)}"
+            matches.append(Match(path, clean, kind, fault))
+    alone = [
+        path
+        for plain, group in named.items()
+        for path in group
+        if path not in used and any(_start(found) in starts for found in _found(cleans, plain))
+    ]
+    return matches, alone
 
 
 def _plain(path: Path) -> str:
@@ -305,9 +378,33 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(f"(?:^|/){escaped}$")
 
 
+def _found(patterns: Sequence[re.Pattern[str]], plain: str) -> Iterator[re.Match[str]]:
+    return (found for pattern in patterns if (found := pattern.search(plain)))
+
+
+def _start(found: re.Match[str]) -> str:
+    """The folders above those of a pattern, with a slash at the end."""
+    text = found.string
+    return text[: found.start()] + ("/" if text[found.start()] == "/" else "")
+
+
 def _usable(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:
-    return [template.lower() for template in templates if set(re.findall(r"\{(\w+)\}", template)) <= set(words)]
+    lowered = [template.lower() for template in templates]
+    return [template for template in lowered if set(WORD.findall(template)) <= set(words)]
 
 
-def _first(paths: Mapping[str, Path], candidates: Iterable[str]) -> Path | None:
-    return next((paths[candidate] for candidate in candidates if candidate in paths), None)
+def _partner(path: Path, group: Sequence[Path], candidates: Sequence[Path]) -> Path | None:
+    """The only candidate with the ending of `path`, or the only one at all; None if others of its name could claim it.
+
+    Args:
+        path: A degraded image.
+        group: All degraded images of its name, itself among them.
+        candidates: Clean images of one name.
+    """
+
+    def alike(files: Sequence[Path]) -> list[Path]:
+        return [file for file in files if file.suffix.lower() == path.suffix.lower()]
+
+    if len(alike(group)) == len(alike(candidates)) == 1:
+        return alike(candidates)[0]
+    return candidates[0] if len(group) == len(candidates) == 1 else None

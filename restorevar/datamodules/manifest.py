@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restorevar.datamodules.kinds import CLEAN_KIND, PAIRED_KINDS
-from restorevar.datamodules.layouts import Layout, match_files
+from restorevar.datamodules.layouts import Layout, match_both_ways
 from restorevar.errors import UserError
 from restorevar.files import atomic_write, sha256
 from restorevar.restoration.photo import read_rgb
@@ -25,8 +25,10 @@ __all__ = [
     "Problem",
     "Row",
     "build_rows",
+    "check_counts",
     "check_rows",
     "find_twins",
+    "fingerprints",
     "located",
     "read_manifest",
     "sizes_fit",
@@ -125,42 +127,52 @@ def read_manifest(path: Path) -> list[Row]:
         raise UserError(f"{path}: no row in it; expected at least one pair")
     known = dict.fromkeys((*PAIRED_KINDS, CLEAN_KIND))
     rows = []
-    for place, entry in entries:
+    for number, entry in enumerate(entries, 1):
         for name in FIELDS:
             value = entry.get(name)
-            if not isinstance(value, str) or not (value.strip() or name == "target_path"):
-                raise UserError(f"{path}, {place}: '{name}' is {value!r}; expected a text in every row")
+            if not isinstance(value, str) or not (value.strip() or name == "target_path") or not _is_unicode(value):
+                raise UserError(f"{path}, row {number}: '{name}' is {value!r}; expected a text in every row")
         label = str(entry["degradation"])
         kind = label if label in known else PUBLISHED_KINDS.get(label)
         if kind is None:
             expected = ", ".join((*known, *PUBLISHED_KINDS))
-            raise UserError(f"{path}, {place}: degradation '{label}'; expected one of {expected}")
+            raise UserError(f"{path}, row {number}: degradation '{label}'; expected one of {expected}")
         border = str(entry.get(CENTER_CROP) or "").lower() in ("1", "true")
         rows.append(Row(str(entry["image_path"]), str(entry["target_path"]), kind, str(entry["dataset"]), border))
     return rows
 
 
-def _json_entries(path: Path, text: str) -> list[tuple[str, dict[str, object]]]:
+def _json_entries(path: Path, text: str) -> list[dict[str, object]]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); expected a list of pairs, or a file ending in .csv") from None
     if not isinstance(content, list):
         raise UserError(f"{path}: found a JSON {type(content).__name__}; expected a list of pairs")
-    entries = []
     for number, entry in enumerate(content, 1):
         if not isinstance(entry, dict):
             raise UserError(f"{path}, row {number}: found {type(entry).__name__}; expected an object with {FIELDS}")
-        entries.append((f"row {number}", entry))
+    return content
+
+
+def _csv_entries(path: Path, text: str) -> list[dict[str, object]]:
+    # strict: a quote that is not closed would take in all rows after it
+    lines = csv.reader(io.StringIO(text), strict=True)
+    entries: list[dict[str, object]] = []
+    try:
+        columns = [name.strip() for name in next(lines, [])]
+        missing = [name for name in FIELDS if name not in columns]
+        if missing:
+            other = next((mark for mark in ";\t" if len(columns) == 1 and mark in columns[0]), None)
+            advice = f"separated by commas, not by {other!r}" if other else "the columns' names"
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; expected a first line with {','.join(FIELDS)}, {advice}"
+            )
+        for line in filter(None, lines):
+            entries.append(dict(zip(columns, line, strict=False)))
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV after row {len(entries)} ({error}); is a quote not closed?") from None
     return entries
-
-
-def _csv_entries(path: Path, text: str) -> list[tuple[str, dict[str, object]]]:
-    reader = csv.DictReader(text.splitlines())
-    missing = [name for name in FIELDS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; expected a first line with {','.join(FIELDS)}")
-    return [(f"line {reader.line_num}", dict(entry)) for entry in reader]
 
 
 def write_manifest(path: Path, rows: Sequence[Row]) -> None:
@@ -171,7 +183,7 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
         rows: Its rows.
 
     Raises:
-        UserError: The ending is another.
+        UserError: The ending is another, or the file cannot be written.
     """
     entries = [dict(zip(FIELDS, row, strict=False)) | ({CENTER_CROP: True} if row.center_crop else {}) for row in rows]
     if path.suffix.lower() == ".csv":
@@ -185,8 +197,11 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
         content = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
     else:
         raise UserError(f"{path}: a manifest ends in .json or .csv; change its name")
-    with atomic_write(path) as temporary:
-        temporary.write_text(content, encoding="utf-8", newline="")
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place or name") from None
 
 
 def build_rows(layout: Layout, files: Sequence[Path], base: Path) -> tuple[list[Row], list[Problem]]:
@@ -198,23 +213,51 @@ def build_rows(layout: Layout, files: Sequence[Path], base: Path) -> tuple[list[
         base: Folder that the rows' paths are relative to.
 
     Returns:
-        Rows of complete pairs; problems: degraded images without their clean one, and counts that are not the set's.
+        Rows of complete pairs; problems: images without their partner, and counts that are not the set's.
     """
-    matches = match_files(layout, files)
     rows, problems = [], []
+    matches, alone = match_both_ways(layout, [path for path in files if _is_unicode(str(path))])
+    for path in files:
+        if not _is_unicode(str(path)):
+            name = str(path).encode(errors="backslashreplace").decode()
+            problems.append(Problem(0, name, "a name that is not UTF-8 cannot be in a manifest; rename it"))
     for match in matches:
-        if match.clean is None and layout.clean:
-            problems.append(Problem(0, str(match.degraded), f"no clean image; expected {' or '.join(layout.clean)}"))
+        if match.fault:
+            problems.append(Problem(0, str(match.degraded), match.fault))
             continue
         clean = _relative(match.clean, base) if match.clean is not None else ""
         rows.append(Row(_relative(match.degraded, base), clean, match.kind, layout.dataset, layout.center_crop))
-    for what, found, expected in (
-        ("degraded images", len(matches), layout.count),
-        ("clean images", len({match.clean for match in matches if match.clean is not None}), layout.clean_count),
-    ):
-        if expected is not None and found != expected:
-            problems.append(Problem(0, "", f"{found} {what}; {layout.dataset} ({layout.split}) has {expected}"))
-    return rows, problems
+    expected = " or ".join(layout.degraded)
+    problems += [Problem(0, str(path), f"no degraded image of it; expected {expected}") for path in alone]
+    cleans = {match.clean for match in matches if match.clean is not None}
+    return rows, problems + _count_problems(layout, len(matches), len(cleans))
+
+
+def check_counts(rows: Sequence[Row], base: Path, layout: Layout) -> list[Problem]:
+    """Compares how many images of a set a manifest holds with how many the set has.
+
+    Args:
+        rows: The rows, of this and other sets.
+        base: Folder that relative paths start from.
+        layout: The set.
+
+    Returns:
+        Counts of degraded and clean images that differ.
+    """
+    own = [row for row in rows if row.dataset == layout.dataset]
+    cleans = {_key(base, row.target_path) for row in own if row.target_path}
+    return _count_problems(layout, len({_key(base, row.image_path) for row in own}), len(cleans))
+
+
+def _count_problems(layout: Layout, degraded: int, clean: int) -> list[Problem]:
+    return [
+        Problem(0, "", f"{found} {what}; {layout.dataset} ({layout.split}) has {expected}")
+        for what, found, expected in (
+            ("degraded images", degraded, layout.count),
+            ("clean images", clean, layout.clean_count),
+        )
+        if expected is not None and found != expected
+    ]
 
 
 def check_rows(rows: Sequence[Row], base: Path, advance: Callable[[], None] = lambda: None) -> list[Problem]:
@@ -240,7 +283,7 @@ def check_rows(rows: Sequence[Row], base: Path, advance: Callable[[], None] = la
         problems = [problem for found in pool.map(check, enumerate(rows, 1)) for problem in found]
     first: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
-        earlier = first.setdefault(os.path.normpath(row.image_path), number)
+        earlier = first.setdefault(_key(base, row.image_path), number)
         if earlier != number:
             problems.append(Problem(number, row.image_path, f"listed already in row {earlier}"))
     return sorted(problems)
@@ -262,53 +305,78 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(str(path), sha256(path), perceptual)
 
 
-def find_twins(
-    files: Sequence[Path], others: Sequence[Path], advance: Callable[[], None] = lambda: None
-) -> list[tuple[int, int, str]]:
-    """Images that two sets share, such as one for training and one for testing.
+def fingerprints(
+    files: Sequence[Path], advance: Callable[[], None] = lambda: None
+) -> tuple[list[Fingerprint], dict[Path, str]]:
+    """Fingerprints of image files.
 
     Args:
-        files: The first set.
-        others: The second set.
-        advance: Called after each image of either set.
+        files: The files, each once.
+        advance: Called after each of them.
 
     Returns:
-        (index in `files`, index in `others`, how they are the same) of every twin; unreadable files have none.
+        The fingerprints; what is wrong with each file that has none.
     """
 
-    def prepare(path: Path) -> Fingerprint | None:
+    def prepare(path: Path) -> Fingerprint | str:
         try:
             return fingerprint(path)
-        except UserError:
-            return None
+        except UserError as error:
+            return str(error).removeprefix(f"{path}: ")
         finally:
             advance()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        mine, theirs = list(pool.map(prepare, files)), list(pool.map(prepare, others))
-    contents: dict[str, list[int]] = {}
-    for index, other in enumerate(theirs):
-        if other is not None:
-            contents.setdefault(other.content, []).append(index)
-    numbers = [index for index, other in enumerate(theirs) if other is not None and other.perceptual is not None]
-    table = np.array([theirs[index].perceptual for index in numbers], np.uint8).reshape(-1, 32)  # type: ignore[union-attr]
+        found = list(pool.map(prepare, files))
+    faults = {path: result for path, result in zip(files, found, strict=True) if isinstance(result, str)}
+    return [result for result in found if isinstance(result, Fingerprint)], faults
+
+
+def find_twins(mine: Sequence[Fingerprint], theirs: Sequence[Fingerprint]) -> list[tuple[str, str, str]]:
+    """Images that two sets share, such as one for training and one for testing.
+
+    Args:
+        mine: The first set.
+        theirs: The second set.
+
+    Returns:
+        (file of the first set, file of the second, how they are the same) of every twin.
+    """
+    contents: dict[str, list[str]] = {}
+    for other in theirs:
+        contents.setdefault(other.content, []).append(other.path)
+    telling = [other for other in theirs if other.perceptual is not None]
+    table = np.array([other.perceptual for other in telling], np.uint8).reshape(-1, 32)
     twins = []
-    for index, own in enumerate(mine):
-        if own is None:
-            continue
+    for own in mine:
         same = contents.get(own.content, [])
-        twins += [(index, other, "the same file") for other in same]
-        if own.perceptual is not None and len(table):
+        twins += [(own.path, path, "the same file") for path in same]
+        if own.perceptual is not None:
             distances = np.bitwise_count(table ^ own.perceptual).sum(1, dtype=np.int64)
             for row in np.flatnonzero(distances <= TWIN_DISTANCE):
-                if numbers[row] not in same:
-                    twins.append((index, numbers[row], f"the same picture ({distances[row]} of 256 bits differ)"))
+                if telling[row].path not in same:
+                    how = f"the same picture ({distances[row]} of 256 bits differ)"
+                    twins.append((own.path, telling[row].path, how))
     return twins
 
 
 def located(base: Path, name: str) -> Path:
     """Where a path of a manifest points; `..` is taken out without looking at the disk, as it was put in."""
     return Path(os.path.normpath(base / name))
+
+
+def _key(base: Path, name: str) -> str:
+    """Equal for all ways to write one path in a manifest."""
+    return os.path.abspath(base / name)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; names of files on old disks and escapes in JSON may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _relative(path: Path, base: Path) -> str:
@@ -326,14 +394,15 @@ def _row_problems(number: int, row: Row, base: Path) -> Iterable[Problem]:
         if not name:
             continue
         path = located(base, name)
-        if not path.is_file():
-            yield Problem(number, str(path), "missing")
+        if not os.path.isfile(path):  # unlike `Path.is_file`, whatever the name
+            what = "a folder; expected an image file" if os.path.isdir(path) else "missing"
+            yield Problem(number, str(path), what)
             continue
         try:
             shapes.append(read_rgb(path).shape[:2])
         except UserError as error:
             yield Problem(number, str(path), str(error).removeprefix(f"{path}: "))
-    if row.target_path and os.path.normpath(row.image_path) == os.path.normpath(row.target_path):
+    if row.target_path and _key(base, row.image_path) == _key(base, row.target_path):
         if row.kind != CLEAN_KIND:
             yield Problem(number, str(located(base, row.image_path)), "degraded and clean image are one file")
     elif len(shapes) == 2 and not sizes_fit(shapes[0], shapes[1], row.center_crop):

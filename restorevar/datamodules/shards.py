@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from restorevar.datamodules.manifest import Row, located
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
+from restorevar.restoration.photo import read_rgb
 
 __all__ = ["INDEX", "index_shards", "is_member", "read_index", "read_member", "write_shards"]
 
@@ -47,6 +48,8 @@ def write_shards(
     Raises:
         UserError: There are shards already, or a file cannot be read; nothing is left behind then.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; expected a folder for the shards, choose another")
     for there in (folder / INDEX, *sorted(folder.glob("*.tar"))):  # of an interrupted run, or the user's own
         if there.exists():
             raise UserError(f"{folder}: has a file {there.name} already; choose another folder or remove it")
@@ -108,35 +111,40 @@ def read_index(folder: Path) -> list[tuple[str | None, str, Mapping[str, str]]]:
         (degraded or None, clean, fields) of each sample; the first two are for `read_member`.
 
     Raises:
-        UserError: The index is missing, of another version, or older than its shards.
+        UserError: The index is missing, damaged, of another version, or older than its shards.
     """
     path = folder / INDEX
+    advice = f"write it anew with `restorevar manifest index {folder}`"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; write it with `restorevar manifest index {folder}`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); write it anew with `restorevar manifest index`") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise UserError(f"{path}: not an index of version {VERSION}; write it anew with `restorevar manifest index`")
-    found = []
-    for shard in content["shards"]:
-        file = folder / shard["name"]
-        size = file.stat().st_size if file.exists() else None
-        if size != shard["bytes"]:
-            found_size = "missing" if size is None else f"{size} bytes"
-            raise UserError(
-                f"{file}: {found_size}, but the index says {shard['bytes']} bytes; copy it again, or write the index"
-                " anew with `restorevar manifest index`"
-            )
-        for sample in shard["samples"]:
-            members = {
-                part: f"{file}#{sample[part][0]}+{sample[part][1]}#{sample['key']}.{part}"
-                for part in PARTS
-                if part in sample
-            }
-            found.append((members.get("degraded"), members["clean"], sample["fields"]))
-    return found
+        raise UserError(f"{path}: not an index of version {VERSION}; {advice}")
+    try:
+        return [sample for shard in content["shards"] for sample in _references(folder, shard, advice)]
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:  # whatever a damaged entry leads to
+        raise UserError(f"{path}: damaged, an entry is missing or wrong ({error}); {advice}") from None
+
+
+def _references(folder: Path, shard: Any, advice: str) -> Iterator[tuple[str | None, str, Mapping[str, str]]]:
+    file = folder / shard["name"]
+    size = file.stat().st_size if file.exists() else None
+    if size is None or size != shard["bytes"]:
+        found = "missing" if size is None else f"{size} bytes"
+        raise UserError(f"{file}: {found}, but the index says {shard['bytes']} bytes; copy it again, or {advice}")
+    for sample in shard["samples"]:
+        members = {}
+        for part in PARTS:
+            if part in sample:
+                offset, length = map(int, sample[part])
+                if not 0 <= offset <= offset + length <= size:
+                    raise ValueError(f"{sample['key']} lies outside of {file.name}")
+                members[part] = f"{file}#{offset}+{length}#{sample['key']}.{part}"
+        fields = {key: str(value) for key, value in sample["fields"].items()}
+        yield members.get("degraded"), members["clean"], fields
 
 
 def is_member(reference: str) -> bool:
@@ -153,24 +161,15 @@ def read_member(reference: str) -> NDArray[np.uint8]:
     Raises:
         UserError: The shard is missing or the image damaged.
     """
-    file, place, _ = reference.rsplit("#", 2)
-    offset, size = (int(number) for number in place.split("+"))
+    file, _, rest = reference.partition(".tar#")  # folders and names of samples can have a # too
+    offset, size = (int(number) for number in rest.partition("#")[0].split("+"))
     try:
-        with open(file, "rb") as shard:
+        with open(f"{file}.tar", "rb") as shard:
             shard.seek(offset)
             data = shard.read(size)
     except OSError as error:
         raise UserError(f"{reference}: cannot be read ({error.strerror})") from None
-    # OpenCV takes a truncated JPEG for a whole one: only with its end mark
-    if data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9":
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if decoded is not None:
-            return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded), np.uint8)
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # decoders raise what they like on damaged files
-        raise UserError(f"{reference}: cannot be read as an image ({error}); pack the shard again") from None
+    return read_rgb(reference, data)
 
 
 def _add_sample(archive: tarfile.TarFile, key: str, row: Row, base: Path) -> None:
@@ -190,8 +189,6 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _encoded(path: Path) -> tuple[str, bytes]:
     """Ending and content of a member."""
-    from restorevar.restoration.photo import read_rgb
-
     pixels = read_rgb(path)  # also the check that it can be read
     with Image.open(path) as image:
         plain = image.mode == "RGB" and image.format in ("JPEG", "PNG") and image.getexif().get(0x0112, 1) == 1
@@ -218,12 +215,14 @@ def _samples(path: Path) -> list[dict[str, Any]]:
                     file = archive.extractfile(member)
                     assert file is not None  # a plain file
                     sample["fields"] = _fields(path, member.name, file.read())
-                elif part in PARTS and f".{ending}" in IMAGES:
-                    sample[part] = [member.offset_data, member.size]
-                else:
+                elif part not in PARTS or f".{ending}" not in IMAGES:
                     expected = "KEY.degraded, KEY.clean (" + ", ".join(IMAGES) + ") and KEY.json"
                     raise UserError(f"{path}: found '{member.name}'; expected {expected} only")
-    except tarfile.TarError as error:
+                elif part in sample:
+                    raise UserError(f"{path}: found '{member.name}' and another {key}.{part}; expected one of them")
+                else:
+                    sample[part] = [member.offset_data, member.size]
+    except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not an uncompressed tar file ({error})") from None
     for sample in samples.values():
         if "clean" not in sample:
@@ -234,7 +233,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 def _fields(path: Path, name: str, data: bytes) -> dict[str, str]:
     try:
         fields = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: '{name}' is not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: '{name}' is a {type(fields).__name__}; expected an object")

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from restorevar.datamodules.degradations import get_degradation
 from restorevar.datamodules.kinds import CLEAN_KIND, KINDS, PAIRED_KINDS
 from restorevar.datamodules.layouts import find_layout, match_files
@@ -29,7 +33,9 @@ __all__ = [
     "Shards",
     "Source",
     "check_kind",
+    "depth_maps",
     "list_photos",
+    "read_depth",
     "resolve",
 ]
 
@@ -143,7 +149,7 @@ class CleanPhotos(Source):
         """See `Source.collect`."""
         weights, gamma = check_made(self.degradations), check_gamma(self.gamma)
         photos = _photos_of(self.folders, root, self.include, self.limit)
-        maps = _depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
+        maps = depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
         records = [
             Record(str(path), None, None, self.dataset or name, made=True, depth=maps.get(path), gamma=gamma)
             for path, name, _ in photos
@@ -282,11 +288,11 @@ class PublicSet(Source):
         matches = match_files(layout, list_photos(Path(os.path.abspath(folder))))
         if not matches:
             raise UserError(f"{folder}: no file as in {self.layout}; expected .../{' or .../'.join(layout.degraded)}")
-        alone = [match.degraded for match in matches if match.clean is None and layout.clean]
+        alone = [match for match in matches if match.fault]
         if alone:
             raise UserError(
-                f"{alone[0]}: no clean image ({len(alone)} such); expected .../{' or .../'.join(layout.clean)}."
-                " `restorevar manifest build` leaves such images out"
+                f"{alone[0].degraded}: {alone[0].fault} ({len(alone)} such). `restorevar manifest build` leaves"
+                " them out"
             )
         records = [
             Record(
@@ -392,7 +398,7 @@ class FixedDegradations(Source):
             if not 0 <= severity <= 1:
                 raise UserError(f"severities: found {severity}; expected numbers from 0 to 1")
         photos = _photos_of(self.folders, root, self.include, self.limit)
-        maps = _depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
+        maps = depth_maps(photos, resolve(self.depth, root)) if self.depth is not None else {}
         records = []
         for path, name, place in photos:
             for kind in self.kinds:
@@ -473,11 +479,11 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
     """
     from restorevar.restoration.photo import SUFFIXES
 
-    if folder.is_file():
+    if os.path.isfile(folder):  # pathlib raises if the name is too long to exist
         return [folder]
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         there = folder
-        while not there.exists() and there != there.parent:
+        while not os.path.exists(there) and there != there.parent:
             there = there.parent
         names = sorted(entry.name for entry in there.iterdir())[:8] if there.is_dir() else []
         raise UserError(
@@ -528,11 +534,11 @@ def _photos_of(
     return limited(found, limit)
 
 
-def _depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[Path, str]:
+def depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[Path, str]:
     """Depth map of each photo that has one: that at its place, else the only one of its name.
 
     Args:
-        photos: As `_photos_of` gives them.
+        photos: (file, set name, place in its folder without ending) of each photo.
         folder: Folder of the maps.
 
     Raises:
@@ -563,6 +569,26 @@ def _depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[
             raise UserError(f"{owner} and {photo}: found one depth map for both, {found[0]}; {advice}")
         maps[photo] = str(found[0])
     return maps
+
+
+def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) float32 of a depth map, resized to (height, width); larger is farther, in any unit.
+
+    Values that are not finite (nothing was measured there) stay so, and degradations take them for far.
+
+    Raises:
+        UserError: It is missing, no map, or has no finite value.
+    """
+    try:
+        if path.lower().endswith(".npy"):
+            depth = np.load(path, allow_pickle=False)
+        else:
+            depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, ValueError, cv2.error) as error:
+        raise UserError(f"{path}: cannot be read as a depth map ({error})") from None
+    if depth is None or depth.ndim != 2 or depth.dtype.kind not in "uif" or not np.isfinite(depth).any():
+        raise UserError(f"{path}: no depth map; expected one channel of numbers, some of them finite")
+    return np.asarray(cv2.resize(depth.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
 def limited(found: list[T], limit: int | None) -> list[T]:

@@ -108,11 +108,12 @@ def to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+def read_rgb(path: str | os.PathLike[str], content: bytes | None = None) -> NDArray[np.uint8]:
     """Reads only the pixels of a photo: upright, 8 bits, RGB, alpha dropped.
 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file.
+        content: What the file holds, if it is no file of its own; `path` is only its name then.
 
     Returns:
         (H, W, 3) uint8.
@@ -120,8 +121,8 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         UserError: The file is missing, damaged, too large or of another kind; the message names it.
     """
-    with _opened(Path(path)) as image:
-        pixels, _, _ = _pixels(image, Path(path))
+    with _opened(Path(path), content) as image:
+        pixels, _, _ = _pixels(image, Path(path), content)
         return np.ascontiguousarray(to_8_bits(pixels))
 
 
@@ -198,7 +199,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Opens an image file; whatever goes wrong inside becomes a `UserError` that names the file."""
     kinds = "a JPEG, PNG, WebP, BMP or TIFF photo"
     try:
@@ -206,7 +207,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             # Pillow warns at half of its limit; real cameras reach that
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             # not by its path: Pillow scrambles a memory-mapped TIFF that has to be turned
-            with path.open("rb") as file, Image.open(file, formats=_OPENED) as image:
+            with _stream(path, content) as file, Image.open(file, formats=_OPENED) as image:
                 yield image
     except (UserError, MemoryError):
         raise
@@ -219,7 +220,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: refused as a decompression bomb ({error})") from None
     except Image.UnidentifiedImageError:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise UserError(f"{path}: an empty file (0 bytes); expected {kinds}") from None
         raise UserError(f"{path}: cannot be read as an image; expected {kinds}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
@@ -264,22 +265,32 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels
 
 
-def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, bool]:
+def _stream(path: Path, content: bytes | None) -> IO[bytes]:
+    return path.open("rb") if content is None else io.BytesIO(content)
+
+
+def _bytes(path: Path, content: bytes | None) -> NDArray[np.uint8]:
+    return np.fromfile(path, np.uint8) if content is None else np.frombuffer(content, np.uint8)
+
+
+def _pixels(
+    image: Image.Image, path: Path, content: bytes | None = None
+) -> tuple[NDArray[Any], NDArray[Any] | None, bool]:
     """Decodes into upright RGB (H, W, 3), alpha (H, W) or None, and whether it is grey."""
     orientation = orientation_of(image)
-    deep = not image.mode.startswith("I;16") and _samples_of_16_bits(image, path)
+    deep = not image.mode.startswith("I;16") and _samples_of_16_bits(image, path, content)
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16") or deep == "grey"
     if image.mode in ("I", "F"):
         raise UserError(f"{path}: 32-bit samples; expected 8 or 16 bits a channel, convert it first")
     if image.mode == "LAB":
         raise UserError(f"{path}: CIELAB colour; expected RGB, grey, palette or CMYK, convert it first")
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        decoded = _whole_jpeg(path)
+        decoded = _whole_jpeg(_bytes(path, content))
         if decoded is not None:
             return upright(decoded, orientation), None, grey
     if deep:
         image.load()  # Pillow notices a truncated file, OpenCV does not
-        pixels = _read_16_bits(path)
+        pixels = _read_16_bits(path, _bytes(path, content))
         if image.format == "TIFF":
             orientation = 1  # OpenCV turns deep TIFFs while it decodes, whatever it is told
     else:
@@ -291,18 +302,17 @@ def _pixels(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[Any] 
     return np.ascontiguousarray(pixels[..., :3]), alpha, grey
 
 
-def _whole_jpeg(path: Path) -> NDArray[np.uint8] | None:
+def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """Decodes a JPEG with OpenCV, three times as fast as Pillow; None where it should not be trusted with it."""
-    data = np.fromfile(path, np.uint8)
     if data[-2:].tobytes() != b"\xff\xd9":  # OpenCV takes a truncated file for a whole one
         return None
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if decoded is None else np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded), np.uint8)
 
 
-def _read_16_bits(path: Path) -> NDArray[np.uint16]:
+def _read_16_bits(path: Path, data: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Decodes a 16-bit colour or grey-alpha file into (H, W, 3 or 4)."""
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16 or decoded.ndim != 3 or decoded.shape[2] not in (3, 4):
         raise UserError(f"{path}: this kind of 16-bit file cannot be read; expected grey, RGB or RGBA")
     code = cv2.COLOR_BGR2RGB if decoded.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
@@ -324,10 +334,10 @@ def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
     return np.array(image.convert("RGB"))
 
 
-def _samples_of_16_bits(image: Image.Image, path: Path) -> Literal["", "grey", "colour"]:
+def _samples_of_16_bits(image: Image.Image, path: Path, content: bytes | None) -> Literal["", "grey", "colour"]:
     """Tells 16-bit files by their headers: Pillow gives only 8 bits of all but plain grey."""
     if image.format == "PNG":
-        with path.open("rb") as file:
+        with _stream(path, content) as file:
             depth, kind = file.read(26)[24:]
         return "" if depth != 16 else "grey" if kind in (0, 4) else "colour"
     if isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage
-from PIL import Image
+from PIL import Image, ImageCms
 
 from restorevar.cli import main
 from restorevar.datamodules.degradations import degrade
@@ -44,6 +45,109 @@ def test_alpha_and_orientation_are_kept(tmp_path):
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     assert (np.asarray(Image.open(tmp_path / "out" / "alpha.png"))[..., 3] == np.asarray(image)[..., 3]).all()
     assert Image.open(tmp_path / "out" / "turned.jpg").size == (30, 40)
+
+
+def notes(caplog):
+    return [message for message in caplog.messages if message.startswith("note: ")]
+
+
+def test_16_bits_with_alpha_become_8(tmp_path, caplog):
+    deep = np.random.default_rng(0).integers(0, 65536, (30, 40, 4), dtype=np.uint16)
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "a.png"), deep)
+    Image.open(CHELSEA).resize((40, 30)).save(tmp_path / "photos" / "b.png")
+    assert main(["degrade", str(tmp_path / "photos"), "--kind", "rain", "--output", str(tmp_path / "out")]) == 0
+    written = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    assert (written[..., 3] == np.rint(deep[..., 3] / 257)).all()
+    expected, _ = degrade(np.rint(deep[..., 2::-1] / 257).astype(np.uint8), "rain", 0.5, 0)
+    assert (written[..., :3] == expected).all()
+    assert (tmp_path / "out" / "b.png.json").is_file()
+    assert notes(caplog) == [f"note: {tmp_path / 'photos' / 'a.png'}: 16 bits a channel reduced to 8"]
+
+
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"GRAY", False)])
+def test_a_profile_for_grey_is_not_given_to_colour(tmp_path, caplog, space, kept):
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = space
+    image = Image.open(CHELSEA).resize((40, 30)).convert("RGB" if kept else "L")
+    image.save(tmp_path / "a.jpg", icc_profile=bytes(profile))
+    assert main(["degrade", str(tmp_path / "a.jpg"), "--kind", "haze", "--output", str(tmp_path / "out")]) == 0
+    written = Image.open(tmp_path / "out" / "a.jpg")
+    assert written.mode == "RGB"
+    assert ("icc_profile" in written.info) == kept
+    assert len(notes(caplog)) == (not kept)
+    assert kept or "ICC profile left out" in notes(caplog)[0]
+
+
+def test_what_is_lost_is_told(tmp_path, caplog):
+    image = Image.open(CHELSEA).resize((40, 30))
+    (tmp_path / "photos").mkdir()
+    image.convert("CMYK").save(tmp_path / "photos" / "print.jpg")
+    image.save(tmp_path / "photos" / "two.tif", save_all=True, append_images=[image.rotate(180)])
+    image.save(tmp_path / "photos" / "usual.png")
+    assert main(["degrade", str(tmp_path / "photos"), "--kind", "snow", "--output", str(tmp_path / "out")]) == 0
+    assert notes(caplog) == [
+        f"note: {tmp_path / 'photos' / 'print.jpg'}: CMYK converted to RGB",
+        f"note: {tmp_path / 'photos' / 'two.tif'}: 2 frames, the first is taken",
+    ]
+
+
+def test_distances_are_taken_from_maps(photos, tmp_path, caplog):
+    distance = np.linspace(1, 7, 90 * 60, dtype=np.float32).reshape(60, 90)
+    distance[:5, :5] = np.nan
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "a.npy", distance)
+    words = ["--kind", "haze", "--severity", "0.8", "--depth", str(tmp_path / "maps"), "--output", str(tmp_path / "o")]
+    assert main(["degrade", str(photos), *words]) == 0
+    expected, parameters = degrade(np.asarray(Image.open(photos / "a.png")), "haze", 0.8, 0, depth=distance)
+    assert (np.asarray(Image.open(tmp_path / "o" / "a.png")) == expected).all()
+    assert json.loads((tmp_path / "o" / "a.png.json").read_text()) == parameters
+    assert parameters["depth"] == "given"
+    assert json.loads((tmp_path / "o" / "deep" / "grey.jpg.json").read_text())["depth"] == "estimated"
+    assert notes(caplog) == [f"note: {photos / 'deep' / 'grey.jpg'}: no depth map, distances are guessed"]
+
+
+def test_a_broken_map_does_not_stop_the_rest(photos, tmp_path, caplog):
+    (tmp_path / "maps" / "deep").mkdir(parents=True)
+    (tmp_path / "maps" / "a.png").write_bytes(b"no picture")
+    Image.new("I;16", (90, 60), 300).save(tmp_path / "maps" / "deep" / "grey.png")
+    words = ["--kind", "haze", "--depth", str(tmp_path / "maps"), "--output", str(tmp_path / "out")]
+    assert main(["degrade", str(photos), *words]) == 1
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["grey.jpg", "grey.jpg.json"]
+    assert "no depth map; expected" in caplog.text
+
+
+def test_maps_of_other_photos_are_refused(photos, tmp_path, capsys):
+    (tmp_path / "maps").mkdir()
+    np.save(tmp_path / "maps" / "elsewhere.npy", np.ones((60, 90)))
+    words = ["--kind", "haze", "--depth", str(tmp_path / "maps"), "--output", str(tmp_path / "out")]
+    assert main(["degrade", str(photos), *words]) == 2
+    assert "no map has a photo's name; expected a.npy, .png or .tif" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_degradation_that_fails_on_one_photo_does_not_stop_the_rest(photos, tmp_path, caplog, monkeypatch):
+    (tmp_path / "weather.py").write_text(
+        "def dust(view, severity):\n"
+        "    return view.display(), [{'beta': 1}, {'beta': {1}}, {}][view.seed]\n"  # JSON has no sets
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in "bcd":
+        (photos / f"{name}.png").write_bytes((photos / "a.png").read_bytes())
+    words = ["degrade", str(photos), "--kind", "weather.dust", "--output", str(tmp_path / "out")]
+    assert main(words) == 1
+    errors = [message for message in caplog.messages if message.startswith("error: ")]
+    assert len(errors) == 3
+    assert f"{photos / 'b.png'}: TypeError: " in errors[0]
+    assert f"{photos / 'd.png'}: IndexError: " in errors[1]
+    assert all("\n" not in error for error in errors)
+    assert caplog.messages[-1].startswith("2 photos degraded, 3 failed: ")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+        "a.png",
+        "a.png.json",
+        "c.png",
+        "c.png.json",
+    ]
 
 
 def test_a_broken_photo_does_not_stop_the_rest(photos, tmp_path, caplog):
@@ -96,11 +200,14 @@ def test_a_full_disk_is_one_line_a_photo(photos, tmp_path, monkeypatch, caplog, 
     [
         (["--kind", "fog", "--output", "out"], "unknown degradation 'fog'"),
         (["--kind", "haze", "--severity", "2", "--output", "out"], "--severity is 2"),
+        (["--kind", "no_such_package.dust", "--output", "out"], "`PYTHONPATH=. restorevar ...`, or install no_such"),
         (["--kind", "os.getcwd", "--output", "out"], "'os.getcwd' takes ()"),
         (["--contact-sheet", "photos/a.png", "--overwrite"], "photos/a.png is one of the photos given"),
         (["--kind", "haze", "--seed", "-1", "--output", "out"], "--seed is -1"),
         (["--output", "out"], "--kind is missing"),
         (["--kind", "haze"], "nothing to write"),
+        (["--depth", "maps", "--contact-sheet", "sheet.png"], "--depth is for photos written to --output"),
+        (["--kind", "haze", "--depth", "maps", "--output", "out"], "maps: no such folder; expected depth maps"),
         (["--contact-sheet", "sheet.gif"], "expected a name ending in"),
     ],
 )

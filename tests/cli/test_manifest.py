@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -44,8 +46,41 @@ def test_build_reports_faults_by_file_and_leaves_them_out(lol, capsys):
     with report.open() as file:
         assert len(list(csv.DictReader(file))) == 3
     (lol / "eval15" / "low" / "006.png").unlink()
-    assert main(["manifest", "build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--quick"]) == 1
-    assert "14 degraded images; LOLv1 (test) has 15" in capsys.readouterr().out
+    words = ["build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--quick", "--overwrite"]
+    assert main(["manifest", *words]) == 1
+    shown = capsys.readouterr().out
+    assert "14 degraded images; LOLv1 (test) has 15" in shown
+    assert f"{lol}/eval15/high/006.png: no degraded image of it; expected our485/low" not in shown
+    assert f"{lol}/eval15/high/006.png: no degraded image of it; expected eval15/low/{{name}}" in shown
+
+
+def test_build_replaces_a_manifest_only_when_told_and_by_pairs_only(lol, capsys):
+    output, report = lol / "m.json", lol / "report.csv"
+    words = ["manifest", "build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--report", str(report)]
+    assert main(words) == 0
+    before = output.read_text()
+    report.unlink()
+    assert main(words) == 2
+    assert f"error: {output} is there already; choose another --output or --overwrite" in capsys.readouterr().err
+    assert not report.exists()
+    assert main([*words, "--overwrite"]) == 0
+    assert output.read_text() == before
+    for path in (lol / "eval15" / "low").iterdir():
+        path.write_bytes(b"")
+    assert main([*words, "--overwrite"]) == 1
+    assert f"{output}: not written, no pair of LOLv1 is complete" in capsys.readouterr().out
+    assert output.read_text() == before
+    assert report.read_text().count("\n") == 16
+
+
+def test_names_that_cannot_be_written_are_reported(lol, capsys):
+    odd = os.fsencode(lol / "eval15" / "low") + b"/caf\xe9.png"
+    shutil.copyfile(lol / "eval15" / "low" / "000.png", odd)
+    output, report = lol / "m.json", lol / "report.csv"
+    words = ["build", str(lol), "--layout", "lol_v1_test", "--output", str(output), "--report", str(report)]
+    assert main(["manifest", *words]) == 1
+    assert "caf\\udce9.png: a name that is not UTF-8" in capsys.readouterr().out
+    assert len(read_manifest(output)) == 15
 
 
 def test_own_folders_need_no_layout(lol):
@@ -53,6 +88,92 @@ def test_own_folders_need_no_layout(lol):
     patterns = ["--degraded", "low/{name}", "--clean", "high/{name}", "--kind", "low_light", "--dataset", "mine"]
     assert main(["manifest", "build", str(lol), *patterns, "--output", str(output)]) == 0
     assert {(row.kind, row.dataset) for row in read_manifest(output)} == {("low_light", "mine")}
+
+
+def entry(name: str) -> dict[str, str]:
+    paths = {"image_path": f"eval15/low/{name}.png", "target_path": f"eval15/high/{name}.png"}
+    return paths | {"degradation": "Low-light", "dataset": "LOLv1"}
+
+
+def test_root_is_where_relative_paths_start(lol, tmp_path, capsys):
+    (tmp_path / "lists").mkdir()
+    manifest, other = tmp_path / "lists" / "m.json", tmp_path / "lists" / "other.json"
+    manifest.write_text(json.dumps([entry("000"), entry("001")]))
+    other.write_text(json.dumps([entry("002")]))
+    assert main(["manifest", "check", str(manifest)]) == 1
+    assert main(["manifest", "check", str(manifest), "--root", str(lol), "--against", str(other)]) == 0
+    words = ["manifest", "pack", str(manifest), "--output", str(tmp_path / "shards")]
+    assert main(words) == 2
+    assert main([*words, "--root", str(lol)]) == 0
+    capsys.readouterr()
+    for command in (words, ["manifest", "check", str(manifest)]):
+        assert main([*command, "--root", str(tmp_path / "none")]) == 2
+        assert f"--root {tmp_path}/none: no such folder" in capsys.readouterr().err
+
+
+def test_check_compares_counts_with_a_layout_when_asked(lol, capsys):
+    manifest = lol / "m.json"
+    rows = [entry(f"{n:03}") for n in range(15)]
+    manifest.write_text(json.dumps([*rows, rows[0] | {"image_path": "eval15/high/003.png", "dataset": "another"}]))
+    assert main(["manifest", "check", str(manifest), "--layout", "lol_v1_test"]) == 0
+    manifest.write_text(json.dumps(rows[:14]))
+    assert main(["manifest", "check", str(manifest)]) == 0
+    assert main(["manifest", "check", str(manifest), "--layout", "lol_v1_test"]) == 1
+    assert f"{manifest}: 14 degraded images; LOLv1 (test) has 15" in capsys.readouterr().out
+    assert main(["manifest", "check", str(manifest), "--layout", "lhp_rain"]) == 2
+    assert "there is no count to compare with" in capsys.readouterr().err
+
+
+def test_a_test_set_that_cannot_be_read_is_no_proof_that_there_are_no_twins(lol, capsys):
+    manifest, test, report = lol / "m.json", lol / "test.json", lol / "report.csv"
+    manifest.write_text(json.dumps([entry("000")]))
+    test.write_text(json.dumps([entry("001"), entry("998"), entry("999")]))
+    words = ["manifest", "check", str(manifest), "--against", str(test), "--report", str(report)]
+    assert main(words) == 1
+    shown = capsys.readouterr().out
+    assert f"{manifest}: 1 rows, 0 problems" in shown
+    assert f"{test}, row 2: {lol}/eval15/high/998.png: no such file" in shown
+    with report.open() as file:
+        assert [(line["manifest"], line["row"]) for line in csv.DictReader(file)] == [
+            (str(test), "2"),
+            (str(test), "3"),
+        ]
+    (lol / "others").mkdir()
+    (lol / "others" / "bad.png").write_bytes(b"")
+    assert main(["manifest", "check", str(manifest), "--against", str(lol / "others")]) == 1
+    assert f"{lol}/others: {lol}/others/bad.png: an empty file" in capsys.readouterr().out
+
+
+def test_check_reads_all_manifests_before_it_works(lol, capsys):
+    manifest, other, report = lol / "a.json", lol / "b.json", lol / "r.csv"
+    manifest.write_text(json.dumps([entry("999")]))
+    for content in ("[", "[" * 200_000):
+        other.write_text(content)
+        assert main(["manifest", "check", str(manifest), str(other), "--report", str(report)]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert f"error: {other}: not JSON" in output.err
+        assert not report.exists()
+
+
+def test_targets_are_checked_before_any_work(lol, capsys):
+    (lol / "file").touch()
+    manifest = lol / "m.json"
+    build = ["manifest", "build", str(lol), "--layout", "lol_v1_test"]
+    for target in (lol / "file" / "m.json", lol / "file" / "sub" / "m.json"):
+        assert main([*build, "--output", str(target)]) == 2
+        assert f"error: {target} cannot be written" in capsys.readouterr().err
+    for report in (lol / "file" / "r.csv", lol):
+        assert main([*build, "--output", str(manifest), "--report", str(report)]) == 2
+        assert f"error: {report} cannot be written" in capsys.readouterr().err
+        assert not manifest.exists()
+    assert main([*build, "--output", str(manifest), "--report", str(manifest)]) == 2
+    assert main([*build, "--output", str(manifest), "--report", str(lol / "new" / "r.csv")]) == 0
+    assert (lol / "new" / "r.csv").exists()
+    before = manifest.read_text()
+    assert main(["manifest", "check", str(manifest), "--report", str(manifest)]) == 2
+    assert "is one of the files given" in capsys.readouterr().err
+    assert manifest.read_text() == before
 
 
 def test_check_names_row_and_file_and_twins(lol, capsys, tmp_path):
@@ -123,6 +244,18 @@ def test_pack_names_the_row_of_a_bad_file_and_leaves_nothing(lol, capsys, fault)
         (["build", "LOL", "--layout", "gopro_train", "--output", "m.json"], "no pair found in 30 photos"),
         (["build", "LOL", "--layout", "lol_v1_test", "--output", "m.txt"], "ends in .json or .csv"),
         (["build", "nowhere", "--layout", "lol_v1_test", "--output", "m.json"], "nowhere: no such folder"),
+        (
+            ["build", "LOL", "--degraded", "low/{name", "--clean", "high/{name}", "--output", "m.json"],
+            "'low/{name'; exp",
+        ),
+        (["build", "LOL", "--degraded", "low/{1}", "--clean", "high/{1}", "--output", "m.json"], "'low/{1}'; exp"),
+        (["build", "LOL", "--degraded", "low/{a}.png", "--clean", "high/{a}", "--output", "m.json"], "ending .png"),
+        (["build", "LOL", "--degraded", "low/{a}", "--clean", "high/{b}", "--output", "m.json"], "found {b} in 'high"),
+        (
+            ["build", "LOL", "--degraded", "a", "--clean", "b", "--kind", "os.path", "--output", "m.json"],
+            "'os.path'; e",
+        ),
+        (["pack", "LOL", "--output", "LOL/eval15/low/000.png"], "a file; expected a folder"),
         (["check", "none.json"], "none.json: no such file"),
         (["pack", "none.json", "--output", "shards"], "none.json: no such file"),
         (["pack", "LOL", "--output", "shards", "--shard-megabytes", "0"], "a shard of 0 megabytes"),

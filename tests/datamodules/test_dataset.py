@@ -20,14 +20,13 @@ from restorevar.datamodules.dataset import (
     Skips,
     TrainingDataset,
     cut,
-    read_depth,
     resize,
 )
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.kinds import KINDS
 from restorevar.datamodules.manifest import Row, write_manifest
 from restorevar.datamodules.sampler import Draw
-from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, Manifest, PairedFolders, Record
+from restorevar.datamodules.sources import CleanPhotos, FixedDegradations, Manifest, PairedFolders, Record, read_depth
 from restorevar.errors import UserError
 from restorevar.restoration.photo import read_rgb
 

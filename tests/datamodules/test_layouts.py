@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from restorevar.datamodules.layouts import LAYOUTS, find_layout, match_files
+from restorevar.datamodules.layouts import LAYOUTS, find_layout, match_both_ways, match_files, own_layout
 from restorevar.datamodules.sources import PublicSet, check_kind
 from restorevar.errors import UserError
 
@@ -33,11 +33,13 @@ def test_every_pattern_finds_its_partner_wherever_the_set_lies(name):
                 if all(f"{{{word}}}" in pattern for word in words if f"{{{word}}}" in template):
                     cleans.append(Path("/any/where", template.format(**words)).with_suffix(".jpg"))
             assert bool(cleans) == bool(layout.clean), f"no clean pattern fits {pattern}"
-            assert match_files(layout, [degraded]) == [(degraded, None, match_files(layout, [degraded])[0].kind)]
+            (match,) = match_files(layout, [degraded])
+            assert (match.degraded, match.clean) == (degraded, None)
+            assert match.fault.startswith("no clean image; expected") == bool(layout.clean)
             for clean in cleans:
                 unrelated = Path("/any/where/else.png")
-                (match,) = match_files(layout, [degraded, clean, unrelated])
-                assert (match.degraded, match.clean) == (degraded, clean)
+                (match,), alone = match_both_ways(layout, [degraded, clean, unrelated])
+                assert (match.degraded, match.clean, match.fault, alone) == (degraded, clean, "", [])
                 expected = layout.kinds.get(degradation, layout.kind) if "{degradation}" in pattern else layout.kind
                 assert match.kind == expected
 
@@ -47,7 +49,7 @@ def test_what_a_set_holds_besides_is_not_taken():
     assert [match.degraded for match in match_files(LAYOUTS["gopro_train"], gopro)] == gopro[:1]
     assert match_files(LAYOUTS["gopro_test"], gopro) == []
     snow = [Path(f"/d/all/{folder}/1.jpg") for folder in ("synthetic", "gt", "mask")]
-    assert match_files(LAYOUTS["snow100k_train"], snow) == [(snow[0], snow[1], "snow")]
+    assert match_files(LAYOUTS["snow100k_train"], snow) == [(snow[0], snow[1], "snow", "")]
     videos = [Path(f"/d/train/{folder}/0000/1.png") for folder in ("low_blur", "low_blur_noise", "low_sharp")]
     assert [match.degraded for match in match_files(LAYOUTS["lol_blur_train"], videos)] == videos[:1]
     cdd = [Path(f"/d/CDD-11_test/{folder}/1.png") for folder in ("clear", "low", "low_haze_rain")]
@@ -84,6 +86,76 @@ def test_names_as_public_repositories_show_them(name, degraded, clean):
     assert [match[:2] for match in match_files(LAYOUTS[name], files)] == [tuple(files)]
 
 
+@pytest.mark.parametrize(
+    ("name", "degraded", "clean", "alone"),
+    [
+        # one clean image for several degraded ones; SOTS beside it is another set
+        (
+            "reside_its",
+            ["ITS/hazy/1_1_0.9.png", "ITS/hazy/1_2_0.8.png", "SOTS/indoor/hazy/5_1.png"],
+            ["ITS/clear/1.png", "ITS/clear/2.png", "SOTS/indoor/gt/5.png"],
+            ["ITS/clear/2.png"],
+        ),
+        # a release with two versions of the clean images
+        (
+            "lol_blur_test",
+            ["test/low_blur/7/1.png", "test/low_blur_noise/7/1.png"],
+            [f"test/high_sharp_{version}/7/{n}.png" for version in ("scaled", "original") for n in (1, 2)],
+            ["test/high_sharp_scaled/7/2.png", "test/high_sharp_original/7/2.png"],
+        ),
+        ("gopro_test", ["test/A/blur/1.png"], ["test/A/sharp/1.png", "test/B/sharp/1.png"], ["test/B/sharp/1.png"]),
+        ("cdd_test", ["CDD-11_test/low/1.png"], ["CDD-11_test/clear/1.png"], []),
+        ("snow100k_real", ["realistic/1.jpg"], ["gt/1.jpg"], []),
+    ],
+)
+def test_clean_images_alone_are_those_of_the_same_set(name, degraded, clean, alone):
+    found = match_both_ways(LAYOUTS[name], [Path("/d", file) for file in degraded + clean])[1]
+    assert found == [Path("/d", file) for file in alone]
+
+
+@pytest.mark.parametrize(
+    ("degraded", "clean", "pairs", "alone"),
+    [
+        ("png jpg", "png jpg", {"png": "png", "jpg": "jpg"}, ""),
+        ("jpg png", "png JPG", {"png": "png", "jpg": "JPG"}, ""),
+        ("jpg", "bmp", {"jpg": "bmp"}, ""),
+        ("png", "png jpg", {"png": "png"}, "jpg"),
+        ("png jpg", "png", {"png": "png", "jpg": None}, ""),
+        ("png", "bmp jpg", {"png": None}, ""),
+        ("png jpg", "bmp", {"png": None, "jpg": None}, ""),
+        ("png PNG", "png", {"png": None, "PNG": None}, ""),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_their_endings_or_reported(degraded, clean, pairs, alone):
+    layout = own_layout("S", "rain", "in/{name}", "gt/{name}")
+    files = [Path(f"/d/in/a.{ending}") for ending in degraded.split()]
+    files += [Path(f"/d/gt/a.{ending}") for ending in clean.split()]
+    matches, left = match_both_ways(layout, files)
+    assert {match.degraded.suffix[1:]: match.clean and match.clean.suffix[1:] for match in matches} == pairs
+    assert left == [Path(f"/d/gt/a.{ending}") for ending in alone.split()]
+    for match in matches:
+        assert bool(match.fault) == (match.clean is None)
+        assert match.clean or "/d/gt/a." in match.fault
+
+
+@pytest.mark.parametrize(
+    "pattern", ["in/{name", "in/name}", "in/{}", "in/{1}", "{name}/{name}", "{a b}", "{a!r}", "/", ""]
+)
+def test_patterns_that_make_no_sense_are_named(pattern):
+    for pair in ((pattern, "gt/{name}"), ("in/{name}", pattern)):
+        with pytest.raises(UserError, match=r"found the pattern '.*'; expected folders and a name such as"):
+            own_layout("S", "rain", *pair)
+
+
+def test_patterns_have_no_ending_and_the_same_words():
+    with pytest.raises(UserError, match=r"'in/\{name\}\.PNG'; leave out the ending \.PNG"):
+        own_layout("S", "rain", "in/{name}.PNG", "gt/{name}")
+    with pytest.raises(UserError, match=r"found \{id\} in 'gt/\{id\}' only"):
+        own_layout("S", "rain", "in/{name}", "gt/{id}")
+    files = [Path("/d/in/1_a.png"), Path("/d/gt/1.png")]
+    assert match_files(own_layout("S", "rain", "in/{Id}_{x}", "GT/{ID}"), files)[0].clean == files[1]
+
+
 def test_an_unknown_layout_names_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'gopro_train'"):
         find_layout("gopro_trian")
@@ -99,5 +171,5 @@ def test_public_set_is_a_source(tmp_path):
     with pytest.raises(UserError, match=r"no file as in gopro_train; expected \.\.\./train/\{scene\}/blur"):
         PublicSet("gopro_train", "LOL").collect(tmp_path)
     (tmp_path / "LOL" / "our485" / "high" / "001.png").unlink()
-    with pytest.raises(UserError, match=r"low/001\.png: no clean image \(1 such\)"):
+    with pytest.raises(UserError, match=r"low/001\.png: no clean image; expected .* \(1 such\)"):
         PublicSet("lol_v1_train", "LOL").collect(tmp_path)

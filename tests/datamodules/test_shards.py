@@ -86,6 +86,38 @@ def test_a_changed_or_missing_shard_is_noticed(pairs, tmp_path):
         read_index(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "shards",
+    [
+        None,
+        3,
+        [{}],
+        [3],
+        [{"name": 3}],
+        [{"samples": None}],
+        [{"samples": [{}]}],
+        [{"samples": [{"key": "1", "fields": {}}]}],
+        [{"samples": [{"key": "1", "fields": [], "clean": [512, 10]}]}],
+        [{"samples": [{"key": "1", "fields": {}, "clean": 512}]}],
+        [{"samples": [{"key": "1", "fields": {}, "clean": [512, -1]}]}],
+        [{"samples": [{"key": "1", "fields": {}, "clean": [512, 10**9]}]}],
+        [{"samples": [{"key": "1", "fields": {}, "clean": ["x", None]}]}],
+        [{"samples": [{"fields": {}, "clean": [512, 10]}]}],
+    ],
+)
+def test_a_damaged_index_is_a_user_error(pairs, tmp_path, shards):
+    write_shards(ROWS, pairs, tmp_path)
+    (whole,) = json.loads((tmp_path / INDEX).read_text())["shards"]
+    if isinstance(shards, list) and isinstance(shards[0], dict) and shards[0]:
+        shards = [{**whole, **shards[0]}]
+    (tmp_path / INDEX).write_text(json.dumps({"version": 1} | ({} if shards is None else {"shards": shards})))
+    with pytest.raises(UserError, match=rf"index\.json: damaged, an entry .*; write it anew .* index {tmp_path}"):
+        read_index(tmp_path)
+    (tmp_path / INDEX).write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"index\.json: not JSON"):
+        read_index(tmp_path)
+
+
 def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
@@ -100,26 +132,71 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
         ("../1.clean.png", b"x", r"\.\./1|found"),
         ("1.json", b"{", "is not JSON"),
         ("1.json", b"[]", "is a list; expected an object"),
+        ("1.json", b"[" * 200_000, "is not JSON"),
         ("1.degraded.png", b"x", "has no clean image"),
+        ("0.clean.jpg", b"x", r"found '0\.clean\.jpg' and another 0\.clean"),
     ],
 )
 def test_only_images_and_json_are_accepted(tmp_path, name, data, message):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "0.clean.png", b"x")
         add(archive, name, data)
     with pytest.raises(UserError, match=message):
         index_shards(tmp_path)
     assert not (tmp_path / INDEX).exists()
 
 
-def test_a_damaged_image_names_shard_and_member(tmp_path):
-    encoded = cv2.imencode(".jpg", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+def saved(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, kind, **({"exif": exif} if orientation > 1 else {}))
+    return file.getvalue()
+
+
+def test_members_made_by_hand_are_read_as_files_are(photos, tmp_path):
+    photo = Image.open(photos / "000.png")
+    deep = np.asarray(photo, np.uint16) * 257
+    contents = {
+        "grey.png": saved(Image.fromarray(deep[..., 0]), "PNG"),
+        "deep.png": cv2.imencode(".png", deep)[1].tobytes(),
+        "turned.png": saved(photo, "PNG", 6),
+        "turned.jpg": saved(photo, "JPEG", 8),
+        "turned.webp": saved(photo, "WEBP", 3),
+        "cmyk.jpg": saved(photo.convert("CMYK"), "JPEG"),
+        "a#b.png": saved(photo, "PNG"),
+    }
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        add(archive, "1.clean.jpg", encoded[: len(encoded) // 2])
+        for number, (name, content) in enumerate(contents.items()):
+            (tmp_path / name).write_bytes(content)
+            add(archive, f"{number}{name.replace('.', '.clean.')}", content)
+    index_shards(tmp_path)
+    for name, (_, clean, _) in zip(contents, read_index(tmp_path), strict=True):
+        np.testing.assert_array_equal(read_member(clean), read_rgb(tmp_path / name), err_msg=name)
+    assert read_rgb(tmp_path / "turned.png").shape == (60, 40, 3)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.png")[..., 1], np.asarray(photo)[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (saved(Image.new("RGB", (20, 20)), "JPEG")[:300], "damaged or truncated"),
+        (b"", r"an empty file \(0 bytes\)"),
+        (b"text", "cannot be read as an image; expected a JPEG"),
+    ],
+)
+def test_a_damaged_image_names_shard_and_member(tmp_path, content, message):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "1.clean.jpg", content)
         add(archive, "1.json", json.dumps({"dataset": "S"}).encode())
     index_shards(tmp_path)
     ((_, clean, _),) = read_index(tmp_path)
-    with pytest.raises(UserError, match=r"a\.tar#.*1\.clean.*cannot be read as an image"):
+    with pytest.raises(UserError, match=rf"a\.tar#\S*1\.clean: {message}") as caught:
         read_member(clean)
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_what_is_no_tar_file_is_named(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(UserError, match=r"x\.tar: not an uncompressed tar"):

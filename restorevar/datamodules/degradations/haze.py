@@ -7,7 +7,15 @@ from restorevar.datamodules.degradations.depth import relative_depth
 from restorevar.datamodules.degradations.light import FloatImage, display_to_linear, linear_to_display, veiled
 from restorevar.datamodules.degradations.view import Parameters, View
 
-__all__ = ["airlight_colour", "haze", "overcast", "transmission", "veil"]
+__all__ = [
+    "airlight_colour",
+    "haze",
+    "heterogeneous_haze",
+    "homogeneous_haze",
+    "overcast",
+    "transmission",
+    "veil",
+]
 
 
 def transmission(depth: FloatImage, beta: float) -> FloatImage:
@@ -51,14 +59,29 @@ def overcast(view: View, image: FloatImage, amount: float) -> FloatImage:
 def haze(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """I = J t + A (1 - t), t = exp(-beta d).
 
-    The depth d is the view's own map if it has one, else a guess; heterogeneous fog modulates beta smoothly. As in
-    RESIDE the law is applied to display values in half the cases, to linear light (as it happens) in the others.
+    The depth d is the view's own map if it has one, else a guess; fog is heterogeneous, beta modulated smoothly, in 3
+    of 10 photos. As in RESIDE the law is applied to display values in half the cases, to linear light (as it happens)
+    in the others.
     """
+    return _koschmieder(view, severity, heterogeneous_share=0.3)
+
+
+def heterogeneous_haze(view: View, severity: float) -> tuple[FloatImage, Parameters]:
+    """``haze`` whose fog is denser in some places, in every photo."""
+    return _koschmieder(view, severity, heterogeneous_share=1.0)
+
+
+def homogeneous_haze(view: View, severity: float) -> tuple[FloatImage, Parameters]:
+    """``haze`` whose fog is equally dense everywhere, in every photo."""
+    return _koschmieder(view, severity, heterogeneous_share=0.0)
+
+
+def _koschmieder(view: View, severity: float, heterogeneous_share: float) -> tuple[FloatImage, Parameters]:
     random = view.random("haze")
     beta = severity * random.uniform(0.8, 3.0)
     airlight = airlight_colour(view, random)
     linear = bool(random.random() < 0.5)
-    patchiness = random.uniform(0.05, 0.2) if random.random() < 0.3 else 0.0
+    patchiness = random.uniform(0.05, 0.2) if random.random() < heterogeneous_share else 0.0
     depth = relative_depth(view)
     if patchiness:
         patches = view.coarse_noise("fog", 2)

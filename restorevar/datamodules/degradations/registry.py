@@ -42,8 +42,15 @@ def get_degradation(name: str) -> DegradationFunction:
     module, _, attribute = _TABLE.get(name, name).rpartition(".")
     try:
         function: DegradationFunction = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the degradation {name!r}: {error}; is its package installed?") from error
+    except Exception as error:  # a module of the user's own raises what it likes while it is imported
+        package, advice = name.partition(".")[0], "correct the path, or mend the module"
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            # unlike `python -m`, an installed command does not look into the folder it is run from
+            advice = (
+                f"run it from the folder that holds {package} as `PYTHONPATH=. restorevar ...`, or install {package}"
+            )
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"cannot import the degradation {name!r} ({what}); {advice}") from error
     if isinstance(function, type) or not callable(function):
         raise UserError(f"{name!r} is a {type(function).__name__}; expected a function of a view and a severity")
     if name not in _TABLE:
@@ -71,7 +78,7 @@ def degrade(
         photo: uint8 (H, W, 3), RGB.
         kind: One of ``KINDS``, an import path, or a degradation function itself.
         severity: 0 (the photo itself) to 1.
-        seed: Non-negative; the same seed gives the same result on every machine, to 1/255.
+        seed: Non-negative; the same seed gives the same result on every machine, nearly all values to 1/255.
         crop: (top, left, height, width) in the photo's pixels, or None for all of it.
         depth: (H, W) relative distance, larger is farther, for the kinds that depend on it; guessed if None.
 

@@ -25,6 +25,10 @@ class Degradation(ImageOnlyTransform):
     Severity and seed come from Albumentations' own random stream: `Compose(..., seed=...)` or `set_random_seed`
     repeats them. Data loader workers share that stream's state unless each sample sets it.
 
+    The parameters used, as `degrade` returns them, are part of Albumentations' own record: the entry `parameters` of
+    `get_applied_params()`, or in a pipeline of `Compose(..., save_applied_params=True)`'s `applied_transforms`. Of
+    several images in one call they are the last one's.
+
     Args:
         kind: `haze`, `rain`, `snow`, `low_light`, `motion_blur`, `mixed`, or the import path of your own function.
         severity: Range to draw from, inside [0, 1].
@@ -50,4 +54,6 @@ class Degradation(ImageOnlyTransform):
 
     def apply(self, img: NDArray[np.uint8], severity: float, seed: int, **params: Any) -> NDArray[np.uint8]:
         """Degrades one (H, W, 3) image."""
-        return degrade(img, self.kind, severity, seed)[0]
+        # what Albumentations saves once the image is done; some parameters depend on its pixels
+        image, self.params["parameters"] = degrade(img, self.kind, severity, seed)
+        return image

@@ -69,6 +69,21 @@ def test_haze_brightens_dark_parts_and_lowers_contrast(photos):
         assert np.percentile(image, 5) > np.percentile(photo, 5)
 
 
+def test_fog_is_patchy_or_even_as_asked_for(photos):
+    path = "restorevar.datamodules.degradations.haze."
+    for seed in range(12):
+        either, heterogeneous, homogeneous = (
+            degrade(photos[0], kind, 0.8, seed)
+            for kind in ("haze", path + "heterogeneous_haze", path + "homogeneous_haze")
+        )
+        assert heterogeneous[1]["patchiness"] > 0
+        assert homogeneous[1]["patchiness"] == 0
+        # the same fog otherwise
+        assert heterogeneous[1]["beta"] == homogeneous[1]["beta"] == either[1]["beta"]
+        assert (either[0] == (heterogeneous if either[1]["patchiness"] else homogeneous)[0]).all()
+        assert (heterogeneous[0] != homogeneous[0]).any()
+
+
 def test_depth_without_any_value_is_far(photos):
     image, _ = degrade(photos[0], "haze", 1.0, 2, depth=np.full(photos[0].shape[:2], np.nan, np.float32))
     assert np.abs(image.astype(int) - photos[0]).mean() > 5

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,27 @@ def test_the_same_seed_gives_the_same_photo_in_another_process(photos):
     assert other.stdout.decode().split() == here
 
 
+def test_other_code_paths_give_nearly_the_same_photo(photos):
+    """What another processor would run: OpenCV without its fast paths and Intel's library, NumPy with its baseline."""
+    photo = photos[0]
+    program = (
+        "import sys, cv2, numpy as np; from restorevar.datamodules.degradations import KINDS, degrade;"
+        "cv2.setUseOptimized(False); assert not np.show_config(mode='dicts')['SIMD Extensions'].get('found');"
+        "photo = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(200, -1, 3);"
+        "[sys.stdout.buffer.write(degrade(photo, kind, severity, 11)[0].tobytes())"
+        " for kind in KINDS for severity in (0.3, 0.9)]"
+    )
+    dispatched = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    environment = os.environ | {"OPENCV_IPP": "disabled", "NPY_DISABLE_CPU_FEATURES": " ".join(dispatched)}
+    other = subprocess.run(
+        [sys.executable, "-c", program], input=photo.tobytes(), capture_output=True, check=True, env=environment
+    )
+    pictures = np.frombuffer(other.stdout, np.uint8).reshape(len(KINDS), 2, *photo.shape)
+    for kind, pair in zip(KINDS, pictures, strict=True):
+        here = np.stack([degrade(photo, kind, severity, 11)[0] for severity in (0.3, 0.9)])
+        assert (difference(here, pair) <= 1).mean() >= 0.999
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_seeds_give_other_photos(kind, photos):
     made = {degrade(photos[1], kind, 0.7, seed)[0].tobytes() for seed in range(5)}
@@ -100,14 +122,17 @@ def test_a_function_and_an_import_path_do_the_same_as_the_name(photos):
     ("name", "told"),
     [
         ("fog", "haze, rain"),
-        ("no_such_package.fog", "no_such_package"),
+        ("no_such_package.fog", r"No module named 'no_such_package'\); run it from .*`PYTHONPATH=\. restorevar"),
         ("restorevar.datamodules.degradations.rain.fog", "fog"),
         ("restorevar.errors.UserError", "expected a function"),
         ("os.getcwd", r"'os\.getcwd' takes \(\); expected a function of a view and a severity"),
         (".fog", "cannot import"),
+        ("broken_weather.fog", r"\(NameError: name 'nowhere' is not defined\); correct the path, or mend the module"),
     ],
 )
-def test_unknown_names_are_explained(name, told):
+def test_unknown_names_are_explained(name, told, tmp_path, monkeypatch):
+    (tmp_path / "broken_weather.py").write_text("fog = nowhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=told):
         get_degradation(name)
 

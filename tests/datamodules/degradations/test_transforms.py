@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from restorevar.datamodules.degradations import degrade
 from restorevar.errors import UserError
 
 PHOTO = np.full((64, 80, 3), 90, np.uint8)
@@ -34,6 +35,29 @@ def test_is_described_by_its_arguments():
 
     described = A.to_dict(transform("restorevar.datamodules.degradations.snow.snow", severity=(0.1, 0.2)))
     assert A.from_dict(described).severity == (0.1, 0.2)
+
+
+def test_the_parameters_used_are_saved_as_albumentations_does():
+    import albumentations as A
+
+    pipeline = A.Compose([transform("haze", severity=(0.4, 0.8))], seed=1, save_applied_params=True)
+    result = pipeline(image=PHOTO)
+    [(name, drawn)] = result["applied_transforms"]
+    expected, parameters = degrade(PHOTO, "haze", drawn["severity"], drawn["seed"])
+    assert name == "Degradation"
+    assert drawn["parameters"] == parameters
+    assert (result["image"] == expected).all()
+    assert pipeline.transforms[0].get_applied_params()["parameters"] == parameters
+
+    never = A.Compose([transform("haze", p=0.0)], save_applied_params=True)
+    assert never(image=PHOTO)["applied_transforms"] == []
+
+
+def test_what_was_drawn_can_be_replayed():
+    import albumentations as A
+
+    first = A.ReplayCompose([transform("rain", severity=(0.4, 0.8))])(image=PHOTO)
+    assert (A.ReplayCompose.replay(first["replay"], image=PHOTO)["image"] == first["image"]).all()
 
 
 def test_masks_are_left_alone():
