@@ -6,6 +6,7 @@ For other sizes, floors and rates, and to put several runs together. All must ha
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -65,7 +66,8 @@ def main() -> None:
         memory = read_memory(options.checkpoints)
         model = RestoreVAR.from_pretrained(options.model)
         torch.manual_seed(options.seed)
-        model.set_gate(GateConfig(hidden=options.hidden))
+        # the filter is part of what was remembered
+        model.set_gate(dataclasses.replace(model.config.gate or GateConfig(), hidden=options.hidden))
         assert model.gate is not None
         fit(model.gate, memory, options.steps, options.batch, options.rate, options.decay, options.floor)
         with torch.no_grad():

@@ -151,10 +151,14 @@ class GateConfig:
     Attributes:
         hidden: Hidden channels of the network that reads the statistics.
         dropout: Share of the statistics that training hides.
+        filter_radius: Radius in pixels of the guided filter that the restored photo goes through; 0 leaves it out.
+        filter_epsilon: Variance of the degraded photo, of values in [0, 1], below which a place counts as smooth there.
     """
 
     hidden: int = 16
     dropout: float = 0.1
+    filter_radius: int = 8
+    filter_epsilon: float = 3e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +196,8 @@ class RestoreVARConfig:
             raise UserError("the model has a refiner but no transformer; expected both, or no refiner")
         if self.gate is not None and not 0 <= self.gate.dropout < 1:
             raise UserError(f"gate dropout is {self.gate.dropout}; expected a share from 0 to below 1")
+        if self.gate is not None and not self.gate.filter_epsilon >= 1e-5:  # less drowns in float32's rounding
+            raise UserError(f"gate filter_epsilon is {self.gate.filter_epsilon}; expected a number from 1e-5")
         tokenizer, transformer = self.tokenizer, self.transformer
         groups = tokenizer.norm_groups
         for channels in tokenizer.level_channels:
@@ -267,7 +273,7 @@ class RestoreVARConfig:
         return _build(cls, values, "")
 
 
-_MAY_BE_ZERO = ("finest_level", "photo_width", "photo_context", "context", "mean_scales")
+_MAY_BE_ZERO = ("filter_radius", "finest_level", "photo_width", "photo_context", "context", "mean_scales")
 
 
 def _check_positive(name: str, part: Any) -> None:

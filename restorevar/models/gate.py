@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restorevar.models.config import GateConfig
+from restorevar.models.guided_filter import guided_filter
 
-__all__ = ["PhotoGate", "blend", "photo_statistics"]
+__all__ = ["PhotoGate", "photo_statistics"]
 
 BRIGHTNESS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BLOCKS = (0.02, 0.1, 0.5, 0.9, 0.98)
@@ -18,7 +19,10 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class PhotoGate(nn.Module):
-    """Blends degraded and restored photo, y + w (g (x - y) + (1 - g) s), by a share g and a shift of colours s.
+    """Blends degraded and restored photo: z + g (x - z) + (1 - g) s, by a share g and a shift of colours s.
+
+    z is the restored photo y through a guided filter whose guide is the degraded photo x: as a rule a degradation is
+    smooth, or an affine change of colours from place to place, and what a decoder draws into a sky is neither.
 
     Whether a photo suffers at all, and how bright it should be, is a matter of the whole: a good photo is best left
     alone, and a dark one may be meant so. What tells (brightness, noise in flat places, sharpness at two sizes, how far
@@ -71,6 +75,25 @@ class PhotoGate(nn.Module):
         share, shift = self.read(tiles.mean(0, keepdim=True))
         return share, shift if shrunk is None else (shift + self.read(shrunk)[1]) / 2
 
+    @property
+    def reach(self) -> int:
+        """How far away, in pixels, what a pixel of a blend depends on can be."""
+        return 2 * self.config.filter_radius
+
+    def filtered(self, restored: Tensor, degraded: Tensor) -> Tensor:
+        """The restored photo as a locally affine function of the degraded one.
+
+        Args:
+            restored: y, (B, 3, H, W) float32 in [0, 1].
+            degraded: x, the same.
+
+        Returns:
+            z, the same.
+        """
+        if self.config.filter_radius == 0:
+            return restored
+        return guided_filter(degraded, restored, self.config.filter_radius, self.config.filter_epsilon)
+
     def forward(self, restored: Tensor, degraded: Tensor, weight: float | Tensor) -> Tensor:
         """Blends two photos by what their statistics say.
 
@@ -83,28 +106,29 @@ class PhotoGate(nn.Module):
             (B, 3, H, W) float32.
         """
         with torch.autocast(restored.device.type, enabled=False):
-            restored, degraded = restored.float().clamp(-1, 1), degraded.float()
-            share, shift = self.read(photo_statistics((degraded + 1) / 2, (restored + 1) / 2))
-            return blend(restored, degraded, share, shift, weight)
+            restored, degraded = ((photo.float().clamp(-1, 1) + 1) / 2 for photo in (restored, degraded))
+            share, shift = self.read(photo_statistics(degraded, restored))
+            return 2 * self.blend(restored, degraded, share, shift, weight) - 1
 
+    def blend(self, restored: Tensor, degraded: Tensor, share: Tensor, shift: Tensor, weight: float | Tensor) -> Tensor:
+        """Blends two photos, y + w (z + g (x - z) + (1 - g) s - y).
 
-def blend(restored: Tensor, degraded: Tensor, share: Tensor, shift: Tensor, weight: float | Tensor) -> Tensor:
-    """Blends two photos, y + w (g (x - y) + (1 - g) s).
+        Args:
+            restored: y, (B, 3, H, W) float32 in [0, 1].
+            degraded: x, the same.
+            share: g, (B, 1) or (1, 1).
+            shift: s, (B, 3) or (1, 3), of values in [0, 1].
+            weight: w, a number or one a sample (B,).
 
-    Args:
-        restored: y, (B, 3, H, W) in [-1, 1].
-        degraded: x, the same.
-        share: g, (B, 1) or (1, 1).
-        shift: s, (B, 3) or (1, 3), of values in [0, 1].
-        weight: w, a number or one a sample (B,).
-
-    Returns:
-        (B, 3, H, W).
-    """
-    if isinstance(weight, Tensor):
-        weight = weight.float().view(-1, 1, 1, 1)
-    share, shift = share[:, :, None, None], 2 * shift[:, :, None, None]
-    return restored + weight * (share * (degraded - restored) + (1 - share) * shift)
+        Returns:
+            (B, 3, H, W).
+        """
+        if isinstance(weight, Tensor):
+            weight = weight.float().view(-1, 1, 1, 1)
+        share, shift = share[:, :, None, None], shift[:, :, None, None]
+        filtered = self.filtered(restored, degraded)
+        blended = filtered + share * (degraded - filtered) + (1 - share) * shift
+        return restored + weight * (blended - restored)
 
 
 def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ class GateModule(StageModule):
         restored = self._restore(batch)[2]
         degraded, clean = ((batch[name].float() + 1) / 2 for name in ("degraded", "clean"))
         with torch.autocast(restored.device.type, enabled=False):
-            new = torch.cat([error_terms(degraded, restored, clean), photo_statistics(degraded, restored)], dim=1)
+            terms = error_terms(degraded, self.model.gate.filtered(restored, degraded), clean)
+            new = torch.cat([terms, photo_statistics(degraded, restored)], dim=1)
             # the same memory on every process, in the order that one alone would have
             new = cast(Tensor, self.all_gather(new))
             new = new.transpose(0, 1).flatten(0, 1) if new.dim() == 3 else new
@@ -124,20 +125,20 @@ class GateModule(StageModule):
         self._memory = checkpoint["gate_memory"]
 
 
-def error_terms(degraded: Tensor, restored: Tensor, clean: Tensor) -> Tensor:
+def error_terms(degraded: Tensor, filtered: Tensor, clean: Tensor) -> Tensor:
     """What the error of every blend follows from.
 
-    With E = c - y and D = x - y: the means of E^2, E D and D^2, and the mean of E and of D in each colour.
+    With E = c - z and D = x - z: the means of E^2, E D and D^2, and the mean of E and of D in each colour.
 
     Args:
         degraded: x, (B, 3, H, W) in [0, 1].
-        restored: y, the same.
+        filtered: z, the same: the restored photo through the gate's filter.
         clean: c, the same.
 
     Returns:
         (B, 9).
     """
-    error, change = clean - restored, degraded - restored
+    error, change = clean - filtered, degraded - filtered
     products = [(a * b).mean((1, 2, 3)) for a, b in ((error, error), (error, change), (change, change))]
     return torch.cat([torch.stack(products, 1), error.mean((2, 3)), change.mean((2, 3))], dim=1)
 
@@ -155,7 +156,7 @@ def blend_loss(gate: PhotoGate, rows: Tensor, floor: float) -> Tensor:
 
 
 def blend_error(terms: Tensor, share: Tensor, shift: Tensor) -> Tensor:
-    """Mean squared error (B,) of y + g (x - y) + (1 - g) s, before values are clamped.
+    """Mean squared error (B,) of z + g (x - z) + (1 - g) s, before values are clamped.
 
     Args:
         terms: (B, 9) of :func:`error_terms`.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restorevar.errors import UserError
 from restorevar.memory import free_memory, peak_memory
-from restorevar.models.gate import PhotoGate, blend, photo_statistics
+from restorevar.models.gate import PhotoGate, photo_statistics
 from restorevar.restoration.color import ColorFix, check_color_fix, fix_color
 from restorevar.restoration.photo import cmyk_to_rgb, kept_info, orientation_of, upright
 from restorevar.restoration.tiling import TileModel, blend_in_bands, measure_global_change, restore_tiles
@@ -174,8 +174,8 @@ class Restorer:
             if gate is not None:
                 share, shift = gate.decide(torch.cat(tiles), shrunk[0] if shrunk else None)
                 weight = 1.0 if self.fidelity is None else self.fidelity
-                blend_as_decided = partial(blend, share=share, shift=shift, weight=weight)
-                blend_in_bands(blend_as_decided, restored, pixels, self.device)
+                blend = partial(gate.blend, share=share, shift=shift, weight=weight)
+                blend_in_bands(blend, restored, pixels, gate.reach, self.device)
             return restored
 
     def _generate_ungated(self, tiles: Tensor, statistics: list[Tensor]) -> Tensor:

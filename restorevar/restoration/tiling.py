@@ -269,22 +269,29 @@ def blend_in_bands(
     blend: Callable[[Tensor, Tensor], Tensor],
     restored: NDArray[Any],
     pixels: NDArray[Any],
+    reach: int,
     device: torch.device,
 ) -> None:
     """Blends a photo into its restoration, in place and band by band; what was rounded stays rounded.
 
     Args:
-        blend: (1, 3, h, W) restored and degraded, in [-1, 1], to the blend.
+        blend: (1, 3, h, W) restored and degraded, in [0, 1], to the blend.
         restored: (H, W, 3) uint8, uint16 or float32 in [0, 1], changed in place.
         pixels: The same of the degraded photo.
+        reach: Rows above and below that a row of the blend depends on.
         device: Where to work.
     """
-    height = max(1, BAND_PIXELS // pixels.shape[1])
+    height = max(reach, BAND_PIXELS // pixels.shape[1], 1)
+    first, above = 0, restored[:0]  # rows that the next band needs as they were
     for top in range(0, len(pixels), height):
-        band = slice(top, top + height)
+        end = min(top + height, len(pixels))
+        last = min(end + reach, len(pixels))
+        found = np.concatenate([above, restored[top:last]])
         # copied: what Pillow gives cannot be written to, of which torch would warn
-        degraded, found = (_unit_range(photo[band].copy(), device)[None] * 2 - 1 for photo in (pixels, restored))
-        restored[band] = _as_stored((blend(found, degraded)[0] + 1) / 2, restored.dtype)
+        blended = blend(_unit_range(found, device)[None], _unit_range(pixels[first:last].copy(), device)[None])[0]
+        restored[top:end] = _as_stored(blended[:, top - first : end - first], restored.dtype)
+        above = found[max(end - reach, 0) - first : end - first]
+        first = max(end - reach, 0)
 
 
 def _batches(places: list[tuple[int, int]], size: Callable[[], int]) -> Iterator[list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from restorevar.errors import UserError
 from restorevar.files import sha256
 from restorevar.models import DetailConfig, GateConfig, RestoreVAR
 from restorevar.models.gate import STATISTICS_COUNT, PhotoGate, photo_statistics
+from restorevar.models.guided_filter import guided_filter
 from restorevar.models.pretrained import weights_digest
 from restorevar.models.published import unpublished_settings
 from tests.models.small import DETAIL, TOKENIZER, photos, randomize, small_config, small_model
@@ -64,7 +65,7 @@ def test_statistics_of_any_size(height: int, width: int) -> None:
 
 @torch.no_grad()
 def test_a_gate_that_keeps_all_gives_the_photo_back_and_one_that_keeps_nothing_the_restoration() -> None:
-    gate, degraded = PhotoGate(GATE).eval(), noisy() * 2 - 1
+    gate, degraded = PhotoGate(dataclasses.replace(GATE, filter_radius=0)).eval(), noisy() * 2 - 1
     restored = degraded.flip(0)
     for bias, expected in ((30.0, degraded), (-30.0, restored)):
         gate.fc2.bias[0] = bias
@@ -78,7 +79,21 @@ def test_the_shift_moves_colours_of_what_is_not_kept() -> None:
     gate.fc2.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))
     moved = gate(restored, restored, 1.0) - restored
     # half is kept; 0.03 of the range [0, 1] is 0.06 of [-1, 1]
-    torch.testing.assert_close(moved.mean((0, 2, 3)), torch.tensor([0.03, 0.0, -0.03]), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(moved.mean((0, 2, 3)), torch.tensor([0.03, 0.0, -0.03]), rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_restored_photo_is_filtered_by_the_degraded_one() -> None:
+    gate, degraded = PhotoGate(GATE).eval(), noisy()
+    noise = torch.randn(degraded.shape, generator=torch.Generator().manual_seed(2))
+    restored = (0.5 * degraded + 0.1 + 0.02 * noise).clamp(0, 1)
+    gate.fc2.bias[0] = -30.0
+    filtered = guided_filter(degraded, restored, GATE.filter_radius, GATE.filter_epsilon)
+    for weight in (1.0, 0.25):
+        expected = restored + weight * (filtered - restored)
+        torch.testing.assert_close((gate(restored * 2 - 1, degraded * 2 - 1, weight) + 1) / 2, expected)
+    assert (filtered - 0.5 * degraded).std() < 0.5 * (restored - 0.5 * degraded).std()
+    assert gate.reach == 2 * GATE.filter_radius
 
 
 @torch.no_grad()
@@ -180,3 +195,5 @@ def test_wrong_sizes() -> None:
         small_config(gate=GateConfig(hidden=0))
     with pytest.raises(UserError, match=r"gate dropout is 1\.0"):
         small_config(gate=GateConfig(dropout=1.0))
+    with pytest.raises(UserError, match=r"gate filter_epsilon is 1e-07; expected a number from 1e-5"):
+        small_config(gate=GateConfig(filter_epsilon=1e-7))

@@ -21,12 +21,12 @@ def make_module(tiny_folders, **settings) -> GateModule:
 
 
 def test_the_error_of_a_blend_follows_from_nine_numbers():
-    degraded, restored, clean = (torch.rand(4, 3, 16, 16, dtype=torch.float64) for _ in range(3))
+    degraded, filtered, clean = (torch.rand(4, 3, 16, 16, dtype=torch.float64) for _ in range(3))
     share, shift = torch.rand(4, 1, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     g, s = share[:, :, None, None], shift[:, :, None, None]
-    blend = restored + g * (degraded - restored) + (1 - g) * s
+    blend = filtered + g * (degraded - filtered) + (1 - g) * s
     expected = (blend - clean).square().mean((1, 2, 3))
-    torch.testing.assert_close(blend_error(error_terms(degraded, restored, clean), share, shift), expected)
+    torch.testing.assert_close(blend_error(error_terms(degraded, filtered, clean), share, shift), expected)
 
 
 def test_the_gate_alone_learns_to_keep_what_an_untrained_model_would_spoil(tiny_folders, tiny_photos, tmp_path):

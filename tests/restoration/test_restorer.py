@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from restorevar.errors import UserError
 from restorevar.models import GateConfig
-from restorevar.models.gate import blend, photo_statistics
+from restorevar.models.gate import photo_statistics
 from restorevar.restoration import restorer as restorer_module
 from restorevar.restoration.photo import read_rgb
 from restorevar.restoration.restorer import Restorer, restore_photo
@@ -290,15 +290,15 @@ def test_a_gate_decides_once_for_all_tiles_of_a_photo(fidelity, correction):
 
     plain.generate = watched
     ungated = Restorer(plain, overlap=8, global_correction=correction).restore(pixels)
-    as_tensor = lambda photo: torch.from_numpy(photo).permute(2, 0, 1)[None] * 2 - 1  # noqa: E731
+    as_tensor = lambda photo: torch.from_numpy(photo).permute(2, 0, 1)[None]  # noqa: E731
     with torch.no_grad():
         shrunk = tiles.pop(0) if correction == "on" else None
         decision = model.gate.decide(torch.cat(tiles), shrunk)
-        expected = blend(as_tensor(ungated), as_tensor(pixels), *decision, fidelity or 1.0)
+        expected = model.gate.blend(as_tensor(ungated), as_tensor(pixels), *decision, fidelity or 1.0)
         each = torch.cat([model.gate.read(tile)[0] for tile in tiles])
     assert each.max() - each.min() > 0.05  # or else the test shows nothing
     restored = Restorer(model, overlap=8, fidelity=fidelity, global_correction=correction).restore(pixels)
-    np.testing.assert_allclose(restored, ((expected[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(restored, expected[0].permute(1, 2, 0).clamp(0, 1).numpy(), atol=1e-5)
     assert np.abs(restored - ungated).max() > 0.05
 
 
