@@ -158,7 +158,7 @@ class GateConfig:
     hidden: int = 16
     dropout: float = 0.1
     filter_radius: int = 8
-    filter_epsilon: float = 3e-5
+    filter_epsilon: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)

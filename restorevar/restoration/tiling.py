@@ -8,6 +8,9 @@ may come back at different levels. One restoration of the whole photo at reduced
 should change: each tile is given a gain and a smooth map per channel, so that its low frequencies change as they did
 there. The gain is for photos that become brighter: light multiplies, while haze, whose removal darkens, was added.
 Changes are compared, not values, so that a model that changes nothing is left exactly alone.
+
+The reduced photo has lost its rain and noise, and the tiles cannot see the whole: how bright the photo is in all, each
+colour's mean, is what both say on average.
 """
 
 from collections.abc import Callable, Iterator
@@ -120,9 +123,15 @@ class GlobalChange:
         self._sums = np.pad(sums, ((1, 0), (1, 0), (0, 0)))
 
     @property
+    def mean(self) -> NDArray[np.float64]:
+        """(3,) mean change of each colour."""
+        height, width, _ = self._sums.shape
+        return np.asarray(self._sums[-1, -1] / ((height - 1) * (width - 1)), np.float64)
+
+    @property
     def brightens(self) -> bool:
         """Whether the photo as a whole became brighter."""
-        return float(self._sums[-1, -1].sum()) > 0
+        return float(self.mean.sum()) > 0
 
     def cells(self, rows: tuple[int, int], columns: tuple[int, int], counts: tuple[int, int]) -> NDArray[np.float32]:
         """Mean changes in a grid of cells over a rectangle of the photo.
@@ -242,13 +251,16 @@ def restore_tiles(
     result = np.empty_like(pixels)
     band = torch.zeros(3, min(height, tile[0]), width, device=device)
     band_top = 0
+    own_change = torch.zeros(3, dtype=torch.float64)  # of the tiles as the model made them, summed over the photo
     for group in _batches(places, batch_size):
         stacked = np.stack([pixels[rows.pixels(r)[:, None], columns.pixels(c)[None, :]] for r, c in group])
         given = _unit_range(stacked, device)
         restored = restore(given * 2 - 1).float()[:, :, rows.inside, columns.inside]
         if change is not None:
-            wanted = np.stack([change.cells(rows.span(r), columns.span(c), counts) for r, c in group])
             given = given[:, :, rows.inside, columns.inside]
+            for (row, column), changed in zip(group, restored - given, strict=True):
+                own_change += (changed * row_weights[row] * column_weights[column]).sum((1, 2)).cpu()
+            wanted = np.stack([change.cells(rows.span(r), columns.span(c), counts) for r, c in group])
             restored = level(restored.clone(), given, torch.from_numpy(wanted).to(device), change.brightens)
         for (row, column), restored_tile in zip(group, restored, strict=True):
             top = rows.span(row)[0]
@@ -262,6 +274,11 @@ def restore_tiles(
         if progress is not None:
             progress(len(group), len(places))
     result[band_top:] = _as_stored(band, pixels.dtype)
+    if change is not None:
+        shift = (own_change.numpy() / (height * width) - change.mean) / 2
+        for rows_of_band in _bands(result, 1):
+            found = _unit_range(result[rows_of_band], device)
+            result[rows_of_band] = _as_stored(found + torch.from_numpy(shift).to(found)[:, None, None], result.dtype)
     return result
 
 
@@ -281,17 +298,23 @@ def blend_in_bands(
         reach: Rows above and below that a row of the blend depends on.
         device: Where to work.
     """
-    height = max(reach, BAND_PIXELS // pixels.shape[1], 1)
     first, above = 0, restored[:0]  # rows that the next band needs as they were
-    for top in range(0, len(pixels), height):
-        end = min(top + height, len(pixels))
+    for band in _bands(restored, reach):
+        top, end = band.start, band.stop
         last = min(end + reach, len(pixels))
         found = np.concatenate([above, restored[top:last]])
         # copied: what Pillow gives cannot be written to, of which torch would warn
         blended = blend(_unit_range(found, device)[None], _unit_range(pixels[first:last].copy(), device)[None])[0]
-        restored[top:end] = _as_stored(blended[:, top - first : end - first], restored.dtype)
+        restored[band] = _as_stored(blended[:, top - first : end - first], restored.dtype)
         above = found[max(end - reach, 0) - first : end - first]
         first = max(end - reach, 0)
+
+
+def _bands(photo: NDArray[Any], least: int) -> Iterator[slice]:
+    """Rows of a photo, at least so many, that are worked on together."""
+    height = max(least, BAND_PIXELS // photo.shape[1], 1)
+    for top in range(0, len(photo), height):
+        yield slice(top, min(top + height, len(photo)))
 
 
 def _batches(places: list[tuple[int, int]], size: Callable[[], int]) -> Iterator[list[tuple[int, int]]]:
