@@ -33,13 +33,22 @@ def read_memory(checkpoints: list[Path]) -> torch.Tensor:
     return torch.cat(memories)
 
 
-def fit(gate: PhotoGate, memory: torch.Tensor, steps: int, batch: int, rate: float, decay: float, floor: float) -> None:
+def fit(
+    gate: PhotoGate,
+    memory: torch.Tensor,
+    steps: int,
+    batch: int,
+    rate: float,
+    decay: float,
+    floor: float,
+    harm: float,
+) -> None:
     """AdamW with a cosine over shuffled batches, as stage 5 trains."""
     optimizer = torch.optim.AdamW(parameter_groups([gate]), rate, weight_decay=decay)
     scheduler = apply_schedule(optimizer, CosineSchedule(), steps, steps)
     gate.train()
     for _ in range(steps):
-        loss = blend_loss(gate, memory[torch.randperm(len(memory))[:batch]], floor)
+        loss = blend_loss(gate, memory[torch.randperm(len(memory))[:batch]], floor, harm)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gate.parameters(), 1.0)
@@ -60,6 +69,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="weight decay")
     parser.add_argument("--floor", type=float, default=3e-4, help="added to the squared error of a photo")
+    parser.add_argument("--harm", type=float, default=0.3, help="how much more a dB below the degraded photo counts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
@@ -69,7 +79,7 @@ def main() -> None:
         # the filter is part of what was remembered
         model.set_gate(dataclasses.replace(model.config.gate or GateConfig(), hidden=options.hidden))
         assert model.gate is not None
-        fit(model.gate, memory, options.steps, options.batch, options.rate, options.decay, options.floor)
+        fit(model.gate, memory, options.steps, options.batch, options.rate, options.decay, options.floor, options.harm)
         with torch.no_grad():
             psnr = -float(blend_loss(model.gate, memory, options.floor))
         model.save_pretrained(options.output)

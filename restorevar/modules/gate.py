@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ class GateModule(StageModule):
         gate: Sizes of the gate to add; None trains the one that the model has.
         replay: Remembered photos in a step, beside those just restored.
         floor: Added to the mean squared error of a photo, range [0, 1], so that no photo is worth ever more.
+        harm: How much more a dB counts by which a result is worse than the degraded photo.
         optimizer: Makes the optimizer from parameter groups.
         schedule: Learning-rate multiplier over the run.
         scalar_rate_multiplier: Learning rate of gains and attention scales over that of the rest.
@@ -46,6 +48,7 @@ class GateModule(StageModule):
         gate: GateConfig | None = None,
         replay: int = 60,
         floor: float = 3e-4,
+        harm: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         scalar_rate_multiplier: float = 1.0,
@@ -57,6 +60,7 @@ class GateModule(StageModule):
         self.gate_config = gate
         self.replay = replay
         self.floor = floor
+        self.harm = harm
         self._memory = torch.empty(0)
 
     def build_model(self) -> RestoreVAR:
@@ -101,7 +105,7 @@ class GateModule(StageModule):
             rows = torch.cat([new, old[drawn.to(old.device)]])
             rows = rows.repeat(2, 1) if len(rows) == 1 else rows  # statistics of one photo have no deviation
             self._memory = torch.cat([old, new])
-            loss = blend_loss(self.model.gate, rows, self.floor)
+            loss = blend_loss(self.model.gate, rows, self.floor, self.harm)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(clean))
         return {"loss": loss}
 
@@ -143,16 +147,20 @@ def error_terms(degraded: Tensor, filtered: Tensor, clean: Tensor) -> Tensor:
     return torch.cat([torch.stack(products, 1), error.mean((2, 3)), change.mean((2, 3))], dim=1)
 
 
-def blend_loss(gate: PhotoGate, rows: Tensor, floor: float) -> Tensor:
+def blend_loss(gate: PhotoGate, rows: Tensor, floor: float, harm: float = 0.0) -> Tensor:
     """Negative PSNR of a gate's blends, mean over photos.
 
     Args:
         gate: The gate.
         rows: (B, 9 + 57): :func:`error_terms` and statistics of each photo.
         floor: Added to the mean squared error of a photo.
+        harm: Weight of what is lost against the degraded photo, beside the PSNR itself.
     """
-    share, shift = gate.read(rows[:, TERMS:])
-    return 10 * (blend_error(rows[:, :TERMS], share, shift) + floor).log10().mean()
+    terms, statistics = rows[:, :TERMS], rows[:, TERMS:]
+    share, shift = gate.read(statistics)
+    loss = 10 * (blend_error(terms, share, shift) + floor).log10()
+    of_degraded = blend_error(terms, torch.ones_like(share), torch.zeros_like(shift))
+    return (loss + harm * F.relu(loss - 10 * (of_degraded + floor).log10())).mean()
 
 
 def blend_error(terms: Tensor, share: Tensor, shift: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from restorevar.callbacks import NewestCheckpoint
 from restorevar.errors import UserError
 from restorevar.models import DetailConfig, GateConfig, RestoreVAR
+from restorevar.models.gate import STATISTICS_COUNT, PhotoGate
 from restorevar.modules import DetailModule, GateModule
-from restorevar.modules.gate import blend_error, error_terms
+from restorevar.modules.gate import blend_error, blend_loss, error_terms
 from restorevar.optimization import ConstantSchedule
 from tests.modules.stages import changed, fit, make_batch, snapshot
 
@@ -27,6 +28,22 @@ def test_the_error_of_a_blend_follows_from_nine_numbers():
     blend = filtered + g * (degraded - filtered) + (1 - g) * s
     expected = (blend - clean).square().mean((1, 2, 3))
     torch.testing.assert_close(blend_error(error_terms(degraded, filtered, clean), share, shift), expected)
+
+
+def test_what_makes_a_photo_worse_counts_more():
+    torch.manual_seed(0)
+    clean = torch.rand(2, 3, 16, 16)
+    noise = 0.1 * torch.randn(clean.shape)
+    # the first photo becomes better, the second worse
+    degraded, filtered = clean + noise * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1), clean + noise.flip(3) * 0.7
+    gate = PhotoGate(GATE).eval()
+    torch.nn.init.constant_(gate.fc2.bias, -50.0)
+    torch.nn.init.zeros_(gate.fc2.bias[1:])
+    rows = torch.cat([error_terms(degraded, filtered, clean), torch.zeros(2, STATISTICS_COUNT)], dim=1)
+    before, after = (10 * (photos - clean).square().mean((1, 2, 3)).log10() for photos in (degraded, filtered))
+    for harm in (0.0, 0.3):
+        expected = after.mean() + harm * (after - before)[1] / 2
+        torch.testing.assert_close(blend_loss(gate, rows, 0.0, harm), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_gate_alone_learns_to_keep_what_an_untrained_model_would_spoil(tiny_folders, tiny_photos, tmp_path):
