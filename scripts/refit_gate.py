@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="weight decay")
     parser.add_argument("--floor", type=float, default=3e-4, help="added to the squared error of a photo")
-    parser.add_argument("--harm", type=float, default=0.3, help="how much more a dB below the degraded photo counts")
+    parser.add_argument("--harm", type=float, default=0.8, help="how much more a dB below the degraded photo counts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:

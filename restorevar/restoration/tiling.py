@@ -10,7 +10,7 @@ there. The gain is for photos that become brighter: light multiplies, while haze
 Changes are compared, not values, so that a model that changes nothing is left exactly alone.
 
 The reduced photo has lost its rain and noise, and the tiles cannot see the whole: how bright the photo is in all, each
-colour's mean, is what both say on average.
+colour's mean, is what both say on average, unless they are far apart: then there are tiles with nothing in them.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,6 +42,8 @@ TileModel = Callable[[Tensor], Tensor]
 CELLS = 8
 """A tile's low frequencies are the means of this many cells a side."""
 GAIN_LIMITS = (0.5, 2.0)
+MEAN_LIMIT = 0.01
+"""How far the tiles can move the whole photo's mean, of values in [0, 1]."""
 BAND_PIXELS = 1 << 18
 
 
@@ -275,7 +277,7 @@ def restore_tiles(
             progress(len(group), len(places))
     result[band_top:] = _as_stored(band, pixels.dtype)
     if change is not None:
-        shift = (own_change.numpy() / (height * width) - change.mean) / 2
+        shift = ((own_change.numpy() / (height * width) - change.mean) / 2).clip(-MEAN_LIMIT, MEAN_LIMIT)
         for rows_of_band in _bands(result, 1):
             found = _unit_range(result[rows_of_band], device)
             result[rows_of_band] = _as_stored(found + torch.from_numpy(shift).to(found)[:, None, None], result.dtype)

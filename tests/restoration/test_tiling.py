@@ -102,21 +102,21 @@ def test_the_corrected_photo_has_the_levels_of_the_restored_whole():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_the_mean_is_halfway_between_what_tiles_and_shrunk_photo_say(dtype):
-    shifts = iter([0.3])  # the shrunk photo comes first
+@pytest.mark.parametrize(
+    ("of_shrunk", "of_tiles", "expected"),
+    [(0.02, 0.04, (0.03, 0.015, 0.0)), (0.03, 0.01, (0.02, 0.01, 0.0)), (0.3, 0.1, (0.29, 0.14, 0.0))],
+)
+def test_the_mean_is_halfway_between_what_tiles_and_shrunk_photo_say(dtype, of_shrunk, of_tiles, expected):
+    shifts = iter([of_shrunk])  # the shrunk photo comes first
 
     def brighten(tiles):
-        return tiles + torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1) * next(shifts, 0.1)
+        return tiles + torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1) * next(shifts, of_tiles)
 
-    pixels = (np.random.default_rng(0).random((150, 210, 3)) * 0.3 + 0.2) * (
-        1 if dtype == np.float32 else np.iinfo(dtype).max
-    )
-    pixels = pixels.astype(dtype)
+    unit = 1.0 if dtype == np.float32 else np.iinfo(dtype).max
+    pixels = ((np.random.default_rng(0).random((150, 210, 3)) * 0.3 + 0.2) * unit).astype(dtype)
     restored = Restorer(StubModel(brighten)).restore(pixels)
-    added = restored.astype(np.float64) - pixels
-    unit = 1 if dtype == np.float32 else np.iinfo(dtype).max
-    # the gain of photos that become brighter keeps the mean
-    np.testing.assert_allclose(added.mean((0, 1)) / unit, [0.2, 0.1, 0.0], atol=2e-3)
+    added = (restored.astype(np.float64) - pixels).mean((0, 1)) / unit
+    np.testing.assert_allclose(added, expected, atol=2e-3 + (dtype == np.uint8) / 255)
 
 
 def test_tiles_are_levelled_unless_told_otherwise():
