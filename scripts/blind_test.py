@@ -6,8 +6,9 @@
 REAL holds one folder of real degraded photos a kind (haze, rain, snow, low_light or lowlight, motion_blur or blur,
 mixed: two or more of these in one photo, such as rain at night). A kind without a folder is left out.
 CLEAN holds good photos (searched with sub-folders); a sub-folder named like a kind is used for that kind alone, so that
-rain need not fall on a living room. Half of the crops are real. Ours go through what the real ones went through: they
-have a real photo's size, are saved as JPEG after the degradation, then reduced; all crops have the same size.
+rain need not fall on a living room. Half of the crops are real. As many clean photos are used as there are real ones,
+and each gives as many crops, from other corners. Ours go through what the real ones went through: they have a real
+photo's size, are saved as JPEG after the degradation, then resized; all crops have the same size.
 
 OUTPUT/sheets/KIND_1.png ... hold 12 numbered crops each; OUTPUT/key.json says which are ours: not to be opened before
 the answers are written; OUTPUT/run.json holds what the sheets were made from. ANSWERS is a JSON file: for each kind the
@@ -37,7 +38,7 @@ SEVERITIES = {
     "mixed": (0.2, 0.7),
 }
 FOLDERS = {"lowlight": "low_light", "blur": "motion_blur"}
-SHORT_SIDE, CROP, COLUMNS, ROWS, GAP = 320, 300, 4, 3, 26
+SHORT_SIDE, CROP, COLUMNS, ROWS, GAP = 480, 240, 4, 3, 26
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -64,10 +65,15 @@ def through_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
-def cropped(photo: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A crop of the reduced photo, saved once more."""
+def cropped(photo: np.ndarray, corner: int, random: np.random.Generator) -> np.ndarray:
+    """A crop of the resized photo near one of its corners (0 to 3), saved once more."""
     small = resized(photo, SHORT_SIDE)
-    top, left = (int(random.integers(size - CROP + 1)) for size in small.shape[:2])
+    spare = [max((size - 2 * CROP) // 2, 0) for size in small.shape[:2]]
+    inset = [int(random.integers(most + 1)) for most in spare]
+    top, left = (
+        size - CROP - near if far else near
+        for size, near, far in zip(small.shape[:2], inset, divmod(corner, 2), strict=True)
+    )
     return through_jpeg(small[top : top + CROP, left : left + CROP], 90)
 
 
@@ -95,22 +101,25 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
         sources, good = photos_in(folder), photos_in(own)
         if not sources or not good:
             raise SystemExit(f"error: no photos in {folder if not sources else own}")
-        # one crop a scene while there are enough
-        good = [good[index] for index in random.permutation(len(good))[: max(math.ceil(count / 2), 1)]]
+        # scenes come back as often on either side, so that seeing one twice tells nothing
+        good = [good[index] for index in random.permutation(len(good))[: len(sources)]]
+        corners = [random.permutation(4) for _ in range(2 * len(sources))]
+        drawn = [(float(random.uniform(*SEVERITIES[kind])), int(random.integers(2**31))) for _ in sources]
         entries = []
         for number in range(count):
+            turn, which = divmod(number // 2, len(sources))
+            corner = int(corners[2 * which + number % 2][turn % 4])
             if number % 2:
-                source = sources[number // 2 % len(sources)]
-                entries.append((cropped(read(source), random), {"synthetic": False, "photo": source.name}))
+                source = sources[which]
+                entries.append((cropped(read(source), corner, random), {"synthetic": False, "photo": source.name}))
                 continue
-            source = good[number // 2 % len(good)]
-            size = min(read(sources[int(random.integers(len(sources)))]).shape[:2])
-            severity, made = float(random.uniform(*SEVERITIES[kind])), int(random.integers(2**31))
-            photo = resized(through_jpeg(read(source), 92), max(size, SHORT_SIDE))
+            source = good[which % len(good)]
+            severity, made = drawn[which]
+            photo = resized(through_jpeg(read(source), 92), min(read(sources[which]).shape[:2]))
             image, _ = degrade(photo, kind, severity, made)
             image = through_jpeg(image, int(random.integers(80, 93)))
             about = {"synthetic": True, "photo": source.name, "severity": round(severity, 3), "seed": made}
-            entries.append((cropped(image, random), about))
+            entries.append((cropped(image, corner, random), about))
         entries = [entries[index] for index in random.permutation(len(entries))]
         key[kind] = {str(number + 1): about for number, (_, about) in enumerate(entries)}
         size = COLUMNS * ROWS

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,8 +203,25 @@ def _write_parts(network: "RestoreVAR", fidelity: float, photo: "torch.Tensor", 
     }
     for name, (arguments, shapes) in inputs.items():
         program = torch.export.export(getattr(parts, name).eval(), arguments, dynamic_shapes=shapes)
-        torch.export.save(program, folder / f"{name}.pt2")
+        _drop_unused(program)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No complete tensor found")  # of tensors that share memory; all are saved
+            torch.export.save(program, folder / f"{name}.pt2")
     return _run_parts(folder, photo, cache, len(scales))
+
+
+def _drop_unused(program: "torch.export.ExportedProgram") -> None:
+    """Puts a single zero, seen from all places, where a program keeps weights of the model that it never reads."""
+    import torch
+
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    for entry in program.graph_signature.input_specs:
+        weight = program.state_dict.get(entry.target or "")
+        if entry.target is None or weight is None or entry.arg.name in read:
+            continue
+        zero = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+        is_parameter = isinstance(weight, torch.nn.Parameter)
+        program.state_dict[entry.target] = torch.nn.Parameter(zero, requires_grad=False) if is_parameter else zero
 
 
 def _scale_inputs(tables: "dict[str, torch.Tensor]", scale: int) -> "tuple[torch.Tensor, ...]":

@@ -8,7 +8,7 @@ import torch
 
 from restorevar import RestoreVAR
 from restorevar.cli import main
-from restorevar.models import TransformerConfig
+from restorevar.models import GateConfig, TransformerConfig
 from restorevar.models.export import ScaleStep, scale_tables
 from tests.models.small import ATTENTION_REFINER, DETAIL, randomize, small_config
 
@@ -19,7 +19,8 @@ TRANSFORMER = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    model = RestoreVAR(small_config(scales=(1, 2, 3), transformer=TRANSFORMER, detail=DETAIL)).eval()
+    gate = GateConfig(filter_radius=3)
+    model = RestoreVAR(small_config(scales=(1, 2, 8), transformer=TRANSFORMER, detail=DETAIL, gate=gate)).eval()
     randomize(model)
     path = tmp_path_factory.mktemp("models") / "small"
     model.save_pretrained(path)
@@ -69,6 +70,11 @@ def test_parts_restore_the_same_photo(folder, tmp_path) -> None:
         *("tables.safetensors", "package.json"),
     }
     assert {*record["files"], "package.json"} == {path.name for path in tmp_path.iterdir()}
+    weights = sum(weight.nbytes for weight in RestoreVAR.from_pretrained(folder).parameters())
+    for name in ("encoder", "refiner", "decoder"):  # each holds its own weights, not the model's
+        kept = torch.export.load(tmp_path / f"{name}.pt2").state_dict.values()
+        storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in kept}
+        assert 0 < sum(storages.values()) < 0.75 * weights, name
 
 
 def test_a_package_is_replaced_only_when_asked_and_only_by_a_checked_one(folder, tmp_path, monkeypatch, capsys) -> None:
@@ -111,8 +117,8 @@ def test_parts_in_bfloat16(folder, tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["onnx", "aoti"])
 def test_whole_programs_restore_the_same_photo(folder, tmp_path, kind) -> None:
     pytest.importorskip("onnxruntime")
-    record = check(folder, tmp_path, ["--format", kind, "--size", "24"])
-    assert (record["height"], record["width"]) == (24, 24)
+    record = check(folder, tmp_path, ["--format", kind, "--size", "40"])
+    assert (record["height"], record["width"]) == (40, 40)
 
 
 @pytest.mark.parametrize(
