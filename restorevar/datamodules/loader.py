@@ -1,6 +1,8 @@
 """Data loaders: one that can resume in the middle of an epoch, and one for fixed sets."""
 
+import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -86,6 +88,7 @@ class TrainingLoader:
                 collate_fn=collate,
                 pin_memory=self._pin_memory,
                 persistent_workers=self.num_workers > 0,
+                worker_init_fn=_leave_signals_to_the_run,
             )
         for batch in self._inner:
             self._handed_out += 1
@@ -162,7 +165,18 @@ def fixed_loader(
         num_workers=num_workers,
         collate_fn=collate,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """SLURM signals all processes of a step; a worker that died of it would end the run before it has been saved."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_next_time)
+
+
+def _leave_next_time(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _with_short_errors(batches: Iterator[Any]) -> Iterator[Any]:

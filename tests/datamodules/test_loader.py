@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from itertools import chain
 
 import cv2
@@ -48,6 +51,27 @@ def test_position_counts_what_was_handed_out_not_what_was_prefetched(workers):
     assert resumed.state_dict() == {"epoch": 0, "consumed": 40}
     loader.shutdown()
     resumed.shutdown()
+
+
+def test_workers_outlive_the_signals_that_all_processes_get():
+    def send(number):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, number)
+
+    loader = loader_of(length=200, workers=2)
+    batches = iter(loader)
+    seen = positions([next(batches)])  # the workers have begun
+    assert len(multiprocessing.active_children()) == 2
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+        send(number)
+        seen += positions([next(batches)])
+    assert sorted(seen + positions(batches)) == list(range(200))
+    # they can still be ended, and torch says so
+    with pytest.raises(RuntimeError, match="killed by signal: Terminated"):
+        send(signal.SIGTERM)
+        for process in multiprocessing.active_children():
+            process.join(20)
+    loader.shutdown()
 
 
 def test_the_next_epoch_begins_at_its_beginning():
