@@ -58,6 +58,12 @@ def test_workers_outlive_the_signals_that_all_processes_get():
         for process in multiprocessing.active_children():
             os.kill(process.pid, number)
 
+    def end():
+        workers = multiprocessing.active_children()
+        send(signal.SIGTERM)
+        for process in workers:
+            process.join(20)
+
     loader = loader_of(length=200, workers=2)
     batches = iter(loader)
     seen = positions([next(batches)])  # the workers have begun
@@ -68,9 +74,7 @@ def test_workers_outlive_the_signals_that_all_processes_get():
     assert sorted(seen + positions(batches)) == list(range(200))
     # they can still be ended, and torch says so
     with pytest.raises(RuntimeError, match="killed by signal: Terminated"):
-        send(signal.SIGTERM)
-        for process in multiprocessing.active_children():
-            process.join(20)
+        end()
     loader.shutdown()
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = [
     "FloatImage",
     "added",
+    "bright_excess",
     "darkest_channel",
     "display_to_linear",
     "linear_to_display",
@@ -82,6 +83,15 @@ def darkest_channel(image: FloatImage) -> FloatImage:
     # NumPy is slow where the innermost axis has three elements
     red, green, blue = cv2.split(image)
     return np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
+
+
+def bright_excess(light: FloatImage) -> FloatImage:
+    """How near to white (H, W, 3) linear light is, (H, W) in [0, 1]: 0 up to three quarters of it.
+
+    What a photo stores as white was brighter; coloured parts with one full channel were not.
+    """
+    excess = np.maximum(darkest_channel(light) - np.float32(0.75), 0) * np.float32(4)
+    return excess * excess
 
 
 def scaled(image: FloatImage, factor: FloatImage) -> FloatImage:

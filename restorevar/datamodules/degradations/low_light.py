@@ -5,6 +5,7 @@ import numpy as np
 
 from restorevar.datamodules.degradations.light import (
     FloatImage,
+    bright_excess,
     darkest_channel,
     display_to_linear,
     linear_to_display,
@@ -36,6 +37,13 @@ def _lamps(view: View, own: FloatImage, brightness: float) -> FloatImage:
     return light
 
 
+def _regained(view: View, own: FloatImage, amount: float) -> FloatImage:
+    """(h, w) factors of what the photo stores as white: a shorter exposure shows what was in it, brightest inside."""
+    inside = np.asarray(cv2.GaussianBlur(bright_excess(display_to_linear(view.thumbnail)), (0, 0), 3), np.float32)
+    inside *= cv2.exp(view.coarse_noise("clouds", 3) * np.float32(0.4))
+    return 1 + np.float32(amount) * view.sample(inside, _MARGIN) * bright_excess(own)
+
+
 def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     """Darkens in linear light and takes the picture again with a noisy sensor.
 
@@ -55,11 +63,15 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     unevenness = severity * random.uniform(0, 0.9)
     bits = int(random.integers(9, 13))
     grain = random.uniform(0, 1.2)
+    highlights = severity * 8 * random.random() ** 2
 
-    light = own = view.linear(_MARGIN)  # once: the steps of a composition run anew each time they are asked
+    own = view.linear(_MARGIN)  # once: the steps of a composition run anew each time they are asked
+    light = own
     if contrast > 1:
         # of luminance: dark colours do not become gaudy
         light = scaled(light, np.power(cv2.cvtColor(light, cv2.COLOR_RGB2GRAY), np.float32(contrast - 1)))
+    if highlights:
+        light = scaled(light, _regained(view, own, highlights))
     # the contrast curve takes part of the stops: a bright grey (0.35) loses as many as wanted
     lost = stops - min((contrast - 1) * 1.5, 0.5 * stops)
     field = cv2.exp(view.coarse_noise("illumination", 2.5) * np.float32(unevenness * 0.7))
@@ -100,4 +112,5 @@ def low_light(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         "lamps": lamps,
         "bits": bits,
         "grain": grain,
+        "highlights": highlights,
     }

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from restorevar.datamodules.degradations.light import FloatImage, darkest_channel, linear_to_display, scaled
+from restorevar.datamodules.degradations.light import FloatImage, bright_excess, linear_to_display, scaled
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["motion_blur", "shake_trajectory"]
@@ -125,7 +125,7 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     random = view.random("motion blur")
     reach = 0.5 * severity * random.uniform(16, 62) * view.unit
     straightness = random.beta(0.8, 0.8)
-    highlights = severity * random.uniform(0, 4)
+    highlights = severity * 14 * random.random() ** 2  # lamps and windows are many times brighter than white paper
     noise = severity * random.uniform(0.003, 0.02)
     defocus = severity * random.uniform(0.2, 0.9) * view.unit
     turns = random.random() < 0.4
@@ -144,9 +144,7 @@ def motion_blur(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     margin = shift + (math.ceil(swing) + 2 if passes else 0)
     light = view.linear(margin)
     if highlights:
-        # what the photo stores as white was brighter; coloured parts with one full channel were not
-        excess = np.maximum(darkest_channel(light) - 0.75, 0) * 4
-        light = scaled(light, 1 + np.float32(highlights) * excess * excess)
+        light = scaled(light, 1 + np.float32(highlights) * bright_excess(light))
     if passes:
         corner = view.window.left - margin, view.window.top - margin
         light = _average_turns(light, corner, centre, turn, zoom, passes)

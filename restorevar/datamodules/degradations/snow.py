@@ -36,7 +36,7 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
     density = severity * random.uniform(0.6, 1.6) * (2.0 if largest <= 3 else 1.0)
     strength = min(1.0, severity**0.4 * random.uniform(0.6, 1.2))
     mist = severity * random.uniform(0.3, 1.1)
-    blur = random.uniform(0.2, 0.45)
+    blur = random.uniform(0.12, 0.4)
     airlight = airlight_colour(view, random)
     # flakes are white under a grey sky: seldom as bright as the camera's white, never darker than the veil they make
     glow = float(view.thumbnail.mean()) + random.uniform(0.25, 0.55)
@@ -66,12 +66,17 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
         thickness = diameter
         if layer >= 2:
-            # a flake is a lump of crystals, not a disc
-            lumps = view.random(f"lumps {layer}").normal(0, 0.35 * diameter, (count, 3, 2))
+            # a flake is a lump of crystals, not a disc: three rods with directions of their own
+            shapes = view.random(f"lumps {layer}")
+            lumps = shapes.normal(0, 0.35 * diameter, (count, 3, 2))
+            turn, length = shapes.uniform(0, 2 * math.pi, (count, 3)), shapes.uniform(0.05, 0.5, (count, 3)) * diameter
+            rods = np.stack([np.cos(turn) * length, np.sin(turn) * length], axis=2)
             centre = (centre[:, None] + lumps).reshape(-1, 2)
-            reach, opacity = reach.repeat(3, axis=0), opacity.repeat(3)
-            thickness = 0.55 * diameter
-        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, blur * diameter)))
+            reach, opacity = (reach[:, None] + rods).reshape(-1, 2), opacity.repeat(3)
+            thickness = 0.45 * diameter
+        # what is near is out of focus
+        softness = blur * diameter if layer < 5 else max(blur, 0.3) * diameter
+        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, softness)))
         if drawn is not None:
             if layer < 2:
                 # what is near has few of the far flakes before it

@@ -39,6 +39,22 @@ def test_noise_adds_no_light():
         assert noisy.std() > 0
 
 
+def test_what_was_white_is_not_one_flat_value():
+    # a photo's blown sky held more light than it stores; evenly lit cases, and not too bright to see
+    photo = np.full((240, 320, 3), 60, np.uint8)
+    photo[:, 160:] = 255
+    spreads = []
+    for seed in range(150):
+        if degrade(photo[:8, :8], "low_light", 0.9, seed)[1]["unevenness"] > 0.15:
+            continue
+        light = uint8_to_linear(degrade(photo, "low_light", 0.9, seed)[0])[:, 170:, 1]
+        parts = light.reshape(8, 30, 5, 30).mean(axis=(1, 3))
+        if parts.max() < 0.95:
+            spreads.append(parts.max() / parts.min())
+    assert len(spreads) > 10
+    assert 1.5 < np.median(spreads) < 4
+
+
 def test_dark_photos_have_few_levels(photos):
     image, _ = degrade(photos[2], "low_light", 1.0, 1)
     assert len(np.unique(image)) < len(np.unique(photos[2]))

@@ -37,6 +37,17 @@ def test_a_lamp_becomes_its_path():
         assert len(rows) > 12
 
 
+def test_lamps_are_brighter_than_stored():
+    photo = np.zeros((200, 200, 3), np.uint8)
+    photo[97:104, 97:104] = 255
+    gains = {True: [], False: []}
+    for seed in range(14):
+        blurred, parameters = degrade(photo, "motion_blur", 0.8, seed)
+        gain = uint8_to_linear(blurred).sum() / uint8_to_linear(photo).sum()
+        gains[parameters["highlights"] > 3].append(gain)
+    assert np.mean(gains[True]) > 1.5 * np.mean(gains[False])
+
+
 def test_turning_blurs_the_corners_more():
     photo = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
     turning = [
