@@ -67,9 +67,9 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         thickness = diameter
         if layer >= 2:
             # a flake is a lump of crystals, not a disc: three rods with directions of their own
-            shapes = view.random(f"lumps {layer}")
-            lumps = shapes.normal(0, 0.35 * diameter, (count, 3, 2))
-            turn, length = shapes.uniform(0, 2 * math.pi, (count, 3)), shapes.uniform(0.05, 0.5, (count, 3)) * diameter
+            lumps = view.random(f"lumps {layer}").normal(0, 0.35 * diameter, (count, 3, 2))
+            turn = view.random(f"turns {layer}").uniform(0, 2 * math.pi, (count, 3))
+            length = view.random(f"lengths {layer}").uniform(0.05, 0.5, (count, 3)) * diameter
             rods = np.stack([np.cos(turn) * length, np.sin(turn) * length], axis=2)
             centre = (centre[:, None] + lumps).reshape(-1, 2)
             reach, opacity = (reach[:, None] + rods).reshape(-1, 2), opacity.repeat(3)
