@@ -132,9 +132,13 @@ def leave(preempted: Preempted) -> int:
         return code
     if os.environ.get("SLURM_PROCID", "0") != "0":
         return 0  # the first process asks for all
-    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    if result.returncode:
-        logger.error("job %s could not be requeued: %s", job, result.stderr.strip())
+    try:
+        result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        problem = (result.stderr.strip() or f"exit code {result.returncode}") if result.returncode else ""
+    except OSError as error:  # no SLURM inside a container
+        problem = str(error)
+    if problem:
+        logger.error("job %s could not be requeued: %s", job, problem)
         return code
     logger.info("job %s is queued again", job)
     return 0

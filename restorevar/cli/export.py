@@ -58,6 +58,8 @@ def export(
         raise UserError("onnx packages are float32; expected --precision float32, or --format aoti or parts")
     if (output / RECORD).exists() and not overwrite:
         raise UserError(f"{output} holds a package already; give another --output, or --overwrite to replace it")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; expected a folder for the package, there already or not")
     import torch
 
     from restorevar.models import RestoreVAR, pretrained
@@ -102,22 +104,29 @@ def export(
             "torch": torch.__version__,
             "relative_error": error,
         }
-        _publish(folder, output, record)
+        _publish(folder, output, record, overwrite)
     log.info("%s: the same photo as the model's to %.1e (relative norm)", output, error)
 
 
-def _publish(folder: Path, output: Path, record: dict[str, Any]) -> None:
-    """Puts the files of a checked package in the place of the one before, the record last."""
+def _publish(folder: Path, output: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Puts the files of a checked package in the place of the one before, the record last.
+
+    Raises:
+        UserError: A file that belongs to no package is in the way, and may not be replaced.
+    """
     output.mkdir(exist_ok=True)
     try:
         before = json.loads((output / RECORD).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         before = []
+    files = sorted(path.name for path in folder.iterdir())
+    others = [name for name in files if name not in before and (output / name).exists()]
+    if others and not overwrite:
+        raise UserError(f"{output / others[0]} is there already; give another --output, or --overwrite to replace it")
     (output / RECORD).unlink(missing_ok=True)
     for name in before:
         if Path(name).name == name:
             (output / name).unlink(missing_ok=True)
-    files = sorted(path.name for path in folder.iterdir())
     for name in files:
         (folder / name).replace(output / name)
     with atomic_write(output / RECORD) as temporary:

@@ -1,8 +1,9 @@
 """Data loaders: one that can resume in the middle of an epoch, and one for fixed sets."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import cv2
@@ -170,13 +171,20 @@ def fixed_loader(
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """SLURM signals all processes of a step; a worker that died of it would end the run before it has been saved."""
+    """SLURM signals all processes of a step; a worker that died of it would end the run before it has been saved.
+
+    SIGTERM of the run itself still ends a worker. A thread waits for it, because only waiting tells who sent it.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_next_time)
+    if hasattr(signal, "sigwaitinfo"):  # Linux, and so wherever there is SLURM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
-def _leave_next_time(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_with_the_run() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _with_short_errors(batches: Iterator[Any]) -> Iterator[Any]:

@@ -190,7 +190,7 @@ class RestoreVAR(nn.Module):
             The model itself.
         """
         self.config = dataclasses.replace(self.config, gate=config)
-        self.gate = None if config is None else PhotoGate(config)
+        self.gate = None if config is None else PhotoGate(config).to(self.device).train(self.training)
         return self
 
     def rebuild_tables(self) -> None:

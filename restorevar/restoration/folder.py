@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from restorevar.errors import UserError
-from restorevar.files import sha256
+from restorevar.files import atomic_write, sha256
 from restorevar.restoration.photo import SUFFIXES, read_photo, write_photo
 from restorevar.restoration.restorer import Restorer
 
@@ -116,10 +116,15 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
 
 
 def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
-    skipped = output.resolve()
-    for root, folders, files in os.walk(folder, onerror=_refuse_folder):
+    seen = {output.resolve(), folder.resolve()}  # links may lead back
+    for root, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(root)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != skipped)
+        wanted = []
+        for name in sorted(folders):
+            if not name.startswith(".") and (place := (here / name).resolve()) not in seen:
+                seen.add(place)
+                wanted.append(name)
+        folders[:] = wanted
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield here / name
@@ -133,8 +138,8 @@ def _refuse_folder(error: OSError) -> None:
 class Record:
     """Remembers in the output folder which results are complete and how they were made.
 
-    One JSON object a line; the last one about a result counts. A result is claimed before it is written and entered
-    once it is complete, so an interrupted run is never mistaken for somebody else's file.
+    One JSON object a line. A result is entered when its file is complete and not yet in its place, so at any moment what
+    is there is known by its content, and nothing else is ever taken for ours.
 
     Args:
         output: The output folder.
@@ -145,7 +150,7 @@ class Record:
         self._path = output / RECORD
         self._output = output
         self._made_by = made_by
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, list[dict[str, Any]]] = {}
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
@@ -153,33 +158,43 @@ class Record:
         for line in lines:
             try:
                 entry = json.loads(line)
-                self._entries[entry["result"]] = entry
+                if "bytes" in entry:
+                    self._entries.setdefault(entry["result"], []).append(entry)
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a crash
 
     def is_ours(self, job: Job) -> bool:
-        """Whether the file where the result goes was written, or begun, by an earlier run and not changed since."""
-        entry = self._entries.get(self._name(job))
-        return entry is not None and ("bytes" not in entry or _is_unchanged(job.result, entry))
+        """Whether the file where the result goes was written by an earlier run and not changed since."""
+        return any(_is_unchanged(job.result, entry) for entry in self._entries.get(self._name(job), []))
 
     def is_done(self, job: Job) -> bool:
         """Whether the result is there, whole and unchanged, from the same photo, model and settings."""
-        entry = self._entries.get(self._name(job), {})
+        entries = self._entries.get(self._name(job))
+        if not entries:
+            return False
         try:
-            same = all(entry.get(key) == value for key, value in self._origin(job).items())
-            return same and "bytes" in entry and _is_unchanged(job.result, entry)
+            same = all(entries[-1].get(key) == value for key, value in self._origin(job).items())
+            return same and _is_unchanged(job.result, entries[-1])
         except OSError:
             return False
 
-    def claim(self, job: Job) -> None:
-        """To be called before the result is written."""
-        self._append({"result": self._name(job)})
+    def enter(self, job: Job, written: Path) -> None:
+        """To be called once the result is complete, before it goes to its place.
 
-    def enter(self, job: Job) -> None:
-        """To be called once the result is complete."""
-        state = job.result.stat()
-        written = {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": sha256(job.result)}
-        self._append({"result": self._name(job), **written, **self._origin(job)})
+        Args:
+            job: The photo and where its result goes.
+            written: The complete file.
+        """
+        state = written.stat()
+        facts = {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": sha256(written)}
+        entry = {"result": self._name(job), **facts, **self._origin(job)}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # a crash has cut the last line short
+            file.write(json.dumps(entry).encode() + b"\n")
+        self._entries.setdefault(entry["result"], []).append(entry)
 
     def _name(self, job: Job) -> str:
         return job.result.relative_to(self._output).as_posix()
@@ -187,12 +202,6 @@ class Record:
     def _origin(self, job: Job) -> dict[str, Any]:
         source = job.source.stat()
         return {"source": [source.st_size, source.st_mtime_ns], "made_by": self._made_by}
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        self._entries[entry["result"]] = entry
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
 
 
 def _is_unchanged(result: Path, entry: dict[str, Any]) -> bool:
@@ -257,6 +266,6 @@ def _restore_file(job: Job, restorer: Restorer, record: Record, progress: Folder
     pixels = restorer.restore(photo.pixels, lambda share: progress.advance(share * count))
     photo = replace(photo, pixels=pixels)
     del pixels
-    record.claim(job)
-    write_photo(job.result, photo)
-    record.enter(job)
+    with atomic_write(job.result) as temporary:
+        write_photo(temporary, photo)
+        record.enter(job, temporary)

@@ -157,7 +157,7 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
         if image.mode == "CMYK":
             notes.append("CMYK converted to RGB")
             icc_profile = b""
-        resolution = image.info.get("dpi")
+        resolution = _resolution(image.info.get("dpi"))
         return Photo(
             pixels=np.ascontiguousarray(pixels),
             alpha=None if alpha is None else np.ascontiguousarray(alpha),
@@ -167,9 +167,17 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             exif=exif,
             icc_profile=icc_profile,
             xmp=xmp,
-            resolution=(float(resolution[0]), float(resolution[1])) if resolution else None,
+            resolution=resolution,
             notes=tuple(notes),
         )
+
+
+def _resolution(stored: Any) -> tuple[float, float] | None:
+    """Dots per inch, if they are numbers that all formats can hold; scanners write 0/0."""
+    if not stored:
+        return None
+    across, down = float(stored[0]), float(stored[1])
+    return (across, down) if 0.01 <= across < 60000 and 0.01 <= down < 60000 else None
 
 
 def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
@@ -237,7 +245,7 @@ def kept_info(image: Image.Image) -> dict[str, Any]:
         `icc_profile` (not of CMYK, which becomes sRGB), `dpi`, and `exif` and `xmp` with the orientation reset; only
         what there is.
     """
-    kept = {key: image.info.get(key) for key in ("icc_profile", "dpi")}
+    kept = {"icc_profile": image.info.get("icc_profile"), "dpi": _resolution(image.info.get("dpi"))}
     if image.mode == "CMYK":
         kept["icc_profile"] = None
     with contextlib.suppress(Exception):  # Pillow raises what it likes on a damaged block

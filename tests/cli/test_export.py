@@ -108,6 +108,25 @@ def test_a_package_is_replaced_only_when_asked_and_only_by_a_checked_one(folder,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["licensed", "package"]
 
 
+def test_a_package_replaces_no_file_of_others(folder, tmp_path, monkeypatch, capsys) -> None:
+    def write(network, fidelity, photo, folder):
+        (folder / "model.onnx").write_text("weights")
+        return network.generate(photo, fidelity=fidelity).image
+
+    monkeypatch.setattr(export_module, "_write_onnx", write)
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "model.onnx").write_text("the user's own")
+    words = ["export", "--model", str(folder), "--output", str(output)]
+    assert main(words) == 2
+    assert "model.onnx is there already" in capsys.readouterr().err
+    assert (output / "model.onnx").read_text() == "the user's own"
+    assert main([*words, "--overwrite"]) == 0
+    assert (output / "model.onnx").read_text() == "weights"
+    assert main(["export", "--model", str(folder), "--output", str(output / "package.json")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 def test_parts_in_bfloat16(folder, tmp_path) -> None:
     record = check(folder, tmp_path, ["--format", "parts", "--precision", "bfloat16"], tolerance=5e-2)
     assert record["precision"] == "bfloat16"

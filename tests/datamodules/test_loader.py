@@ -1,7 +1,8 @@
 import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 from itertools import chain
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -54,28 +55,37 @@ def test_position_counts_what_was_handed_out_not_what_was_prefetched(workers):
 
 
 def test_workers_outlive_the_signals_that_all_processes_get():
-    def send(number):
-        for process in multiprocessing.active_children():
-            os.kill(process.pid, number)
-
-    def end():
-        workers = multiprocessing.active_children()
-        send(signal.SIGTERM)
-        for process in workers:
-            process.join(20)
+    def send(name):  # as SLURM does: from a process that is not the run
+        pids = [str(process.pid) for process in multiprocessing.active_children()]
+        subprocess.run(["kill", f"-{name}", *pids], check=True)
 
     loader = loader_of(length=200, workers=2)
     batches = iter(loader)
     seen = positions([next(batches)])  # the workers have begun
     assert len(multiprocessing.active_children()) == 2
-    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
-        send(number)
+    for name in ("USR1", "TERM", "USR1", "TERM"):
+        send(name)
         seen += positions([next(batches)])
     assert sorted(seen + positions(batches)) == list(range(200))
-    # they can still be ended, and torch says so
-    with pytest.raises(RuntimeError, match="killed by signal: Terminated"):
-        end()
+    workers = multiprocessing.active_children()
+    for process in workers:
+        process.terminate()
+    for process in workers:
+        process.join(20)
+    assert [process.exitcode for process in workers] == [0, 0]
     loader.shutdown()
+
+
+def test_a_program_ends_while_its_workers_live():
+    program = (
+        "from tests.datamodules.test_loader import loader_of\n"
+        "loader = loader_of(length=200, workers=2)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "raise SystemExit(7)\n"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, timeout=100, check=False).returncode == 7
 
 
 def test_the_next_epoch_begins_at_its_beginning():

@@ -159,6 +159,14 @@ def test_one_fidelity_a_sample() -> None:
 
 
 @torch.no_grad()
+def test_a_new_gate_is_as_ready_as_its_model() -> None:
+    model = small_model().eval().set_gate(GATE)
+    assert not model.gate.training
+    expected = model.generate(photos(1)).image
+    torch.testing.assert_close(model.generate(photos(1)).image, expected)
+    assert small_model().train().set_gate(GATE).gate.training
+
+
 def test_a_model_folder_keeps_the_gate(tmp_path: Path) -> None:
     model = RestoreVAR(small_config(gate=GATE))
     randomize(model, 0)

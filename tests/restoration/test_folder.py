@@ -126,11 +126,41 @@ def test_a_crash_while_writing_is_mended_by_the_next_run(tmp_path):
     photo = save(tmp_path / "photos/a.png")
     output = tmp_path / "out"
     run([photo], output)
-    lines = (output / RECORD).read_text().splitlines()
-    (output / RECORD).write_text(lines[0] + "\n" + lines[1][:20])  # claimed, then cut short
-    outcome, _ = run([photo], output)
-    assert outcome.restored == 1
-    assert not outcome.errors
+    (line,) = (output / RECORD).read_text().splitlines()
+    (output / RECORD).write_text(line + "\n" + line[:20])  # cut short while it was made again
+    other = save(tmp_path / "photos/b.png")
+    outcome, _ = run([photo, other], output)
+    assert (outcome.restored, outcome.skipped, outcome.errors) == (1, 1, ())
+    assert run([photo, other], output)[0].skipped == 2  # the new line did not join the broken one
+    assert run([photo], output, made_by={"model": "b"})[0].restored == 1
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_a_file_put_where_a_write_failed_is_kept(tmp_path, monkeypatch, remade):
+    photo, result = save(tmp_path / "photos/a.png"), tmp_path / "out/a.png"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if remade:
+        run([photo], tmp_path / "out")
+    with monkeypatch.context() as broken:
+        broken.setattr("restorevar.restoration.photo._write_8", full)
+        assert run([photo], tmp_path / "out", made_by={"model": "b"})[0].errors
+    save(result, seed=9)  # the user's own
+    content = result.read_bytes()
+    outcome, _ = run([photo], tmp_path / "out", made_by={"model": "b"})
+    assert "is not (or no longer) a result of ours" in outcome.errors[0]
+    assert result.read_bytes() == content
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    save(tmp_path / "disk/a.png")
+    save(tmp_path / "photos/b.png")
+    (tmp_path / "photos/2024").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk/back").symlink_to(tmp_path / "photos", target_is_directory=True)
+    jobs = plan_jobs([tmp_path / "photos"], tmp_path / "out")
+    assert sorted(job.result.relative_to(tmp_path / "out").as_posix() for job in jobs) == ["2024/a.png", "b.png"]
 
 
 def test_a_file_that_is_not_ours_is_kept(tmp_path):
@@ -193,8 +223,7 @@ def test_an_interruption_leaves_nothing_partial(tmp_path, monkeypatch, when):
         monkeypatch.setattr("restorevar.restoration.photo._write_8", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run([tmp_path / "photos"], tmp_path / "out", model)
-    record = ["out/" + RECORD] if when == "writing" else []  # only claimed
-    assert names(tmp_path) == [*record, "photos/a.png"]
+    assert names(tmp_path) == ["photos/a.png"]
     monkeypatch.undo()
     assert run([tmp_path / "photos"], tmp_path / "out")[0].restored == 1
 
@@ -208,7 +237,7 @@ def test_a_full_disk_is_an_error_of_that_file(tmp_path, monkeypatch):
     monkeypatch.setattr("restorevar.restoration.photo._write_8", full)
     outcome, _ = run([tmp_path / "photos"], tmp_path / "out")
     assert "No space left" in outcome.errors[0]
-    assert names(tmp_path / "out") == [RECORD]
+    assert names(tmp_path / "out") == []
 
 
 def test_notes_are_passed_on(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import struct
 import zlib
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
+from PIL.TiffImagePlugin import IFDRational
 
 from restorevar.errors import UserError
-from restorevar.restoration.photo import Photo, read_photo, read_rgb, to_8_bits, write_photo
+from restorevar.restoration.photo import Photo, kept_info, read_photo, read_rgb, to_8_bits, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -168,6 +170,19 @@ def test_webp_stays_lossless_or_lossy(tmp_path):
         assert read_photo(tmp_path / "a.webp").lossless is lossless
         round_trip(tmp_path / "a.webp", tmp_path / "b.webp")
         assert read_photo(tmp_path / "b.webp").lossless is lossless
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+def test_a_resolution_of_nothing_is_left_out(tmp_path, suffix):
+    path = tmp_path / "scan.tif"
+    nothing = IFDRational(0, 0)
+    Image.new("RGB", (8, 6), "red").save(path, tiffinfo={282: nothing, 283: nothing, 296: 2})
+    photo = read_photo(path)
+    assert photo.resolution is None
+    assert "dpi" not in kept_info(Image.open(path))
+    format = {".tif": "TIFF", ".png": "PNG", ".jpg": "JPEG"}[suffix]
+    write_photo(tmp_path / f"again{suffix}", dataclasses.replace(photo, format=format))
+    assert read_photo(tmp_path / f"again{suffix}").pixels.shape == (6, 8, 3)
 
 
 def test_xmp_and_resolution_are_kept(tmp_path):

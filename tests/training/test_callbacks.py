@@ -81,6 +81,12 @@ def test_only_usr1_is_queued_again_and_by_the_first_process_alone(tmp_path, monk
     answer.returncode = 1
     assert leave(Preempted(signal.SIGUSR1, tmp_path)) == 128 + signal.SIGUSR1
     assert asked == [["scontrol", "requeue", "7"]] * 2
+
+    def missing(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "scontrol")
+
+    monkeypatch.setattr("subprocess.run", missing)
+    assert leave(Preempted(signal.SIGUSR1, tmp_path)) == 128 + signal.SIGUSR1
     monkeypatch.delenv("SLURM_JOB_ID")
     assert leave(Preempted(signal.SIGUSR1, tmp_path)) == 128 + signal.SIGUSR1
 
