@@ -175,6 +175,8 @@ class TrainingDataset(Dataset[RestorationSample]):
         skips: Counts broken files, which are replaced by others of their pool; None raises instead.
         cache_megabytes: Memory of each worker for decoded photos.
         permute_colors: Exchange the colour channels at random.
+        jpeg_share: Share of degraded images that went through JPEG, in [0, 1].
+        jpeg_quality: Least and greatest quality of these, 1 to 100.
         with_keys: Hand out digests of the clean images, for crops that are the same in every epoch.
     """
 
@@ -186,10 +188,13 @@ class TrainingDataset(Dataset[RestorationSample]):
         skips: Skips | None = None,
         cache_megabytes: int = 0,
         permute_colors: bool = False,
+        jpeg_share: float = 0.0,
+        jpeg_quality: tuple[int, int] = (50, 95),
         with_keys: bool = False,
     ) -> None:
         self.pools, self.geometry, self.seed, self.skips = list(pools), geometry, seed, skips
         self.permute_colors, self.with_keys = permute_colors, with_keys
+        self.jpeg_share, self.jpeg_quality = jpeg_share, jpeg_quality
         self.cache = PhotoCache(cache_megabytes)
 
     def __len__(self) -> int:
@@ -239,6 +244,9 @@ class TrainingDataset(Dataset[RestorationSample]):
         if self.permute_colors:
             order = generator.permutation(3)
             degraded, clean = degraded[..., order], clean[..., order]
+        if self.jpeg_share and generator.random() < self.jpeg_share:
+            low, high = self.jpeg_quality
+            degraded = through_jpeg(degraded, int(generator.integers(low, high + 1)))
         sample: RestorationSample = {
             "degraded": to_tensor(degraded),
             "clean": to_tensor(clean),
@@ -369,6 +377,12 @@ def resize(image: Pixels, size: tuple[int, int], resize_filter: ResizeFilter = "
     if resize_filter == "area":
         return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def through_jpeg(image: Pixels, quality: int) -> Pixels:
+    """(H, W, 3) uint8 RGB as a JPEG file of a quality from 1 to 100 would give it back."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def change_gamma(image: Pixels, gamma: tuple[float, float], generator: np.random.Generator) -> Pixels:

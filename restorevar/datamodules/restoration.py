@@ -58,6 +58,9 @@ class RestorationDataModule(L.LightningDataModule):
         vertical_flip: Turn half of the training samples upside down.
         permute_colors: Exchange the colour channels of training samples at random: for a handful of photos, whose
             colours a model would learn by heart.
+        jpeg_share: Share of training samples whose degraded image went through JPEG, as photos do that come from a
+            phone or the web; in [0, 1].
+        jpeg_quality: Least and greatest quality of these, 1 to 100.
         skip_broken: Replace a sample for training or validation whose file cannot be read, with a warning and a
             count, instead of stopping. Tests always stop: their scores must be those of the whole set.
         cache_megabytes: Memory of each worker for decoded training photos; pays where they are few.
@@ -83,6 +86,8 @@ class RestorationDataModule(L.LightningDataModule):
         horizontal_flip: bool = True,
         vertical_flip: bool = False,
         permute_colors: bool = False,
+        jpeg_share: float = 0.0,
+        jpeg_quality: tuple[int, int] = (50, 95),
         skip_broken: bool = False,
         cache_megabytes: int = 0,
         pin_memory: bool = False,
@@ -101,6 +106,7 @@ class RestorationDataModule(L.LightningDataModule):
         self.random_crop = random_crop
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.permute_colors = permute_colors
+        self.jpeg_share, self.jpeg_quality = jpeg_share, jpeg_quality
         self.skip_broken = skip_broken
         self.cache_megabytes = cache_megabytes
         self.pin_memory = pin_memory
@@ -152,6 +158,8 @@ class RestorationDataModule(L.LightningDataModule):
             self.skips,
             self.cache_megabytes,
             self.permute_colors,
+            self.jpeg_share,
+            self.jpeg_quality,
             with_keys=not self.moving_crops,
         )
         self._train_loader = TrainingLoader(
@@ -270,6 +278,11 @@ class RestorationDataModule(L.LightningDataModule):
                 raise UserError(f"{name}: found {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.clean_share < 1:
             raise UserError(f"clean_share: found {self.clean_share}; expected a number from 0 to below 1")
+        if not 0 <= self.jpeg_share <= 1:
+            raise UserError(f"jpeg_share: found {self.jpeg_share}; expected a number from 0 to 1")
+        if not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
+            found = " to ".join(map(str, self.jpeg_quality))
+            raise UserError(f"jpeg_quality: found {found}; expected 1 <= least <= greatest <= 100")
         if self.resize_short_side is not None:
             low, high = self.resize_short_side
             if not 1 <= low <= high:

@@ -138,8 +138,8 @@ def _refuse_folder(error: OSError) -> None:
 class Record:
     """Remembers in the output folder which results are complete and how they were made.
 
-    One JSON object a line. A result is entered when its file is complete and not yet in its place, so at any moment what
-    is there is known by its content, and nothing else is ever taken for ours.
+    One JSON object a line. A result is entered when its file is complete and not yet in its place, so at any moment
+    what is there is known by its content, and nothing else is ever taken for ours.
 
     Args:
         output: The output folder.

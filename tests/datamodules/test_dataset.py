@@ -329,6 +329,25 @@ def test_odd_photos_become_ordinary_samples(tmp_path, name, kind):
     assert sample["degraded"].isfinite().all()
 
 
+def test_a_share_of_degraded_images_went_through_jpeg(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    pools = [Pool("clean", [Record(str(tmp_path / "a.png"), None, None, "set")], (0.0, 0.0))]
+    geometry = Geometry((32, 32), None)
+    plain, some, fine, coarse = (
+        TrainingDataset(pools, geometry, 0, jpeg_share=share, jpeg_quality=quality)
+        for share, quality in ((0.0, (50, 95)), (0.5, (50, 95)), (1.0, (95, 95)), (1.0, (50, 50)))
+    )
+
+    def loss(dataset, position):
+        sample = dataset[Draw(0, position, 0, 0)]
+        assert torch.equal(sample["clean"], plain[Draw(0, position, 0, 0)]["clean"])
+        return float((sample["degraded"] - sample["clean"]).abs().mean())
+
+    assert 5 < sum(loss(some, position) > 0 for position in range(20)) < 15
+    assert loss(plain, 0) == 0 < loss(fine, 0) < loss(coarse, 0)
+
+
 def test_colours_are_permuted_alike_in_both_images(tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")

@@ -171,6 +171,8 @@ def test_shards_are_sampled_like_folders(pairs, tmp_path):
         ({"num_workers": -1}, "num_workers"),
         ({"seed": -1}, "seed"),
         ({"clean_share": 1.0}, "clean_share: found 1.0"),
+        ({"jpeg_share": 1.5}, "jpeg_share: found 1.5"),
+        ({"jpeg_quality": (90, 50)}, "jpeg_quality: found 90 to 50"),
         ({"resize_short_side": (0.5, 1.0)}, r"resize_short_side: found 0\.5 to 1\.0"),
         ({"train": []}, r"data\.train: no source"),
         ({"train": [Photos(["photos"])]}, r"data\.train: .*has no clean image"),
