@@ -213,6 +213,7 @@ def _write_parts(network: "RestoreVAR", fidelity: float, photo: "torch.Tensor", 
     for name, (arguments, shapes) in inputs.items():
         program = torch.export.export(getattr(parts, name).eval(), arguments, dynamic_shapes=shapes)
         _drop_unused(program)
+        program.example_inputs = None  # larger than the weights
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No complete tensor found")  # of tensors that share memory; all are saved
             torch.export.save(program, folder / f"{name}.pt2")
