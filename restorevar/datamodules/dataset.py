@@ -382,7 +382,7 @@ def resize(image: Pixels, size: tuple[int, int], resize_filter: ResizeFilter = "
 def through_jpeg(image: Pixels, quality: int) -> Pixels:
     """(H, W, 3) uint8 RGB as a JPEG file of a quality from 1 to 100 would give it back."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+    return np.asarray(cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def change_gamma(image: Pixels, gamma: tuple[float, float], generator: np.random.Generator) -> Pixels:
