@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import restorevar
+from restorevar.datamodules.dataset import through_jpeg
 from restorevar.datamodules.degradations import degrade
 
 # severities that occur outdoors: rain above these is Rain100H's
@@ -57,12 +58,6 @@ def resized(photo: np.ndarray, short_side: int) -> np.ndarray:
     scale = short_side / min(photo.shape[:2])
     size = max(short_side, round(photo.shape[1] * scale)), max(short_side, round(photo.shape[0] * scale))
     return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
-def through_jpeg(photo: np.ndarray, quality: int) -> np.ndarray:
-    """The photo as a JPEG file would give it back."""
-    data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
 def cropped(photo: np.ndarray, corner: int, random: np.random.Generator) -> np.ndarray:
