@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from restorevar.errors import UserError
-from restorevar.files import atomic_write, sha256
+from restorevar.files import sha256
 from restorevar.restoration.photo import SUFFIXES, read_photo, write_photo
 from restorevar.restoration.restorer import Restorer
 
@@ -266,6 +266,4 @@ def _restore_file(job: Job, restorer: Restorer, record: Record, progress: Folder
     pixels = restorer.restore(photo.pixels, lambda share: progress.advance(share * count))
     photo = replace(photo, pixels=pixels)
     del pixels
-    with atomic_write(job.result) as temporary:
-        write_photo(temporary, photo)
-        record.enter(job, temporary)
+    write_photo(job.result, photo, lambda written: record.enter(job, written))

@@ -20,7 +20,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -180,7 +180,9 @@ def _resolution(stored: Any) -> tuple[float, float] | None:
     return (across, down) if 0.01 <= across < 60000 and 0.01 <= down < 60000 else None
 
 
-def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
+def write_photo(
+    path: str | os.PathLike[str], photo: Photo, on_complete: Callable[[Path], object] | None = None
+) -> None:
     """Writes a photo in its own format, whole or not at all.
 
     JPEG has quality 95 and full colour resolution (4:4:4); WebP is lossless or of quality 95 as it was; TIFF is
@@ -189,6 +191,7 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
     Args:
         path: The file to write; its folder is created if needed.
         photo: The photo.
+        on_complete: Called with the complete file before it takes its place.
 
     Raises:
         UserError: The format cannot hold 16 bits or alpha.
@@ -200,8 +203,11 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         raise UserError(f"{path}: {photo.format} cannot hold {what}; choose PNG or TIFF")
     write = _write_tiff if photo.format == "TIFF" else _write_png_16 if high else _write_8
     try:
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            write(file, photo)
+        with atomic_write(path) as temporary:
+            with temporary.open("wb") as file:
+                write(file, photo)
+            if on_complete is not None:
+                on_complete(temporary)
     except (ValueError, OverflowError, struct.error) as error:  # what a format's fields cannot hold
         raise UserError(f"{path}: cannot be written as {photo.format} ({error})") from None
 

@@ -231,6 +231,13 @@ def test_an_interruption_leaves_nothing_partial(tmp_path, monkeypatch, when):
 def test_a_full_disk_is_an_error_of_that_file(tmp_path, monkeypatch):
     save(tmp_path / "photos/a.png")
 
+    def unfit(*_):
+        raise ValueError("too large")
+
+    monkeypatch.setattr("restorevar.restoration.photo._write_8", unfit)
+    outcome, _ = run([tmp_path / "photos"], tmp_path / "out")
+    assert f"{tmp_path / 'out/a.png'}: cannot be written as PNG (too large)" in outcome.errors[0]
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
