@@ -12,10 +12,20 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from restorevar.errors import UserError
 
-__all__ = ["ConstantSchedule", "CosineSchedule", "RecipeSchedule", "Schedule", "apply_schedule", "parameter_groups"]
+__all__ = [
+    "ConstantSchedule",
+    "CosineSchedule",
+    "RecipeSchedule",
+    "Schedule",
+    "apply_schedule",
+    "optimizer_settings",
+    "parameter_groups",
+    "reapply_settings",
+]
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 SCALARS = ("gain", "global_gain", "log_scale")
+SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
 
 
 def parameter_groups(modules: Iterable[nn.Module], scalar_rate_multiplier: float = 1.0) -> list[dict[str, Any]]:
@@ -160,3 +170,26 @@ def apply_schedule(
     for group in optimizer.param_groups:
         group["lr"] = float(group["lr"]) * rate * group.get("lr_multiplier", 1.0)
     return LambdaLR(optimizer, lambda step: schedule.multiplier(step, steps, epoch_steps))
+
+
+def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a user sets in each group: peak learning rate, weight decay, betas.
+
+    Args:
+        optimizer: One with a scheduler.
+    """
+    return [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+
+
+def reapply_settings(optimizer: Optimizer, scheduler: LambdaLR, settings: list[dict[str, Any]]) -> None:
+    """Settings of this run, where a checkpoint brought back those of its own; the schedule stays where it is.
+
+    Args:
+        optimizer: After its state was loaded.
+        scheduler: The same.
+        settings: From :func:`optimizer_settings`, before that.
+    """
+    scheduler.base_lrs = [own["initial_lr"] for own in settings]
+    for group, own, multiplier in zip(optimizer.param_groups, settings, scheduler.lr_lambdas, strict=True):
+        group.update(own)
+        group["lr"] = own["initial_lr"] * multiplier(scheduler.last_epoch)

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from restorevar.callbacks.acceleration import layers_of
 from restorevar.callbacks.progress import Rate, duration
+from restorevar.devices import computes_bfloat16
 from restorevar.errors import UserError
 from restorevar.modules import DetailModule, GateModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
 
@@ -117,7 +118,6 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     total = data.batch_size * trainer.world_size * accumulate
     rates = sorted({group["initial_lr"] for group in trainer.optimizers[0].param_groups if "initial_lr" in group})
     device = module.device.type
-    steps_of_epoch = max(module.epoch_batches() // accumulate, 1)
     lines = [
         f"{type(module).__name__} on {trainer.world_size} x {device}, {type(trainer.strategy).__name__},"
         f" precision {trainer.precision}",
@@ -125,7 +125,7 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
         f" frozen {frozen / 1e6:.2f} M parameters",
         f"  batch     {total} = {trainer.world_size} x {data.batch_size} x {accumulate} accumulated; highest learning"
         f" rate {', '.join(f'{rate:.3g}' for rate in rates)}",
-        f"  steps     {module.total_steps} in all, {steps_of_epoch} an epoch",
+        f"  steps     {module.total_steps} in all, {module.epoch_steps()} an epoch",
     ]
     # not the Trainer's loader: asking for that now would make Lightning forget a checkpoint's position in the data
     sampler = data.train_dataloader().epoch_sampler
@@ -139,6 +139,13 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
         parts_of_it += "; activations not counted"
     lines.append(f"  memory    about {needed / GIB:.2f} GiB a process ({parts_of_it}); {there / GIB:.1f} GiB there")
     lines.append(f"  folder    {trainer.default_root_dir}")
+    asked = {
+        "--trainer.precision 32-true": "bf16" in str(trainer.precision),
+        "--model.encoder_bfloat16 false": module.encoder_bfloat16,
+    }
+    if any(asked.values()) and not computes_bfloat16(module.device):
+        options = " ".join(option for option, is_asked in asked.items() if is_asked)
+        lines.append(f"  WARNING   bfloat16 is emulated on this device and very slow; add {options}")
     share = there if device == "cuda" else there / max(trainer.world_size // max(trainer.num_nodes, 1), 1)
     if needed > share:
         lines.append(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from restorevar.devices import choose_device, choose_precision
 from restorevar.errors import UserError
 from restorevar.memory import keep_freed_memory
 
@@ -49,7 +50,6 @@ def benchmark(
         if count < 1:
             raise UserError(f"batch {count}; expected a positive number")
     from restorevar.benchmarking.benchmark import paper_model, run_benchmark
-    from restorevar.cli.restore import choose_device, choose_precision
     from restorevar.models import RestoreVAR
 
     keep_freed_memory()

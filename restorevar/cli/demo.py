@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from restorevar.cli.restore import DEFAULT_MODEL, choose_device, choose_precision, find_model, load_model, restore
+from restorevar.cli.restore import DEFAULT_MODEL, find_model, load_model, restore
+from restorevar.devices import choose_device, choose_precision, computes_bfloat16
 from restorevar.errors import UserError
 from restorevar.files import atomic_write
 
@@ -114,8 +115,7 @@ def training_precision() -> str:
     """bfloat16 where this processor computes it natively, else float32: elsewhere bfloat16 is slower."""
     import torch
 
-    native = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
-    return "bf16-mixed" if native else "32-true"
+    return "bf16-mixed" if computes_bfloat16(torch.device("cpu")) else "32-true"
 
 
 def photo_file(name: str) -> Path:

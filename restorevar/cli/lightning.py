@@ -84,7 +84,8 @@ class RestoreVARCLI(LightningCLI):
     """One stage from configuration files.
 
     Every run has one folder, ``trainer.default_root_dir``: TensorBoard events, ``config.yaml``, ``checkpoints/`` and
-    the exported ``model/`` lie directly in it, so that ``--ckpt_path last`` finds the run's own checkpoint.
+    the exported ``model/`` lie directly in it, so that ``--ckpt_path last`` finds the run's own checkpoint. Other verbs
+    than ``fit`` put their settings there as ``config_test.yaml`` and so on.
 
     Args:
         args: Words of the command line, the verb first.
@@ -119,6 +120,8 @@ class RestoreVARCLI(LightningCLI):
         Raises:
             UserError: The model has no step for this verb, such as a training stage that is asked to test.
         """
+        if self.subcommand != "fit":  # the settings of the run whose folder this may be stay as they are
+            self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
         super().instantiate_classes()
         step, example = VERBS[str(self.subcommand)]
         if not is_overridden(step, self.model):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
 __all__ = ["FunctionParser", "ShortErrors", "function_parser", "shorten"]
 
@@ -247,10 +247,7 @@ def function_parser(prog: str, function: Callable[..., int | None]) -> FunctionP
         handled.add("paths")
     for name, parameter in parameters.items():
         if parameter.default is False:
-            # ActionYesNo: `--overwrite` alone is true
-            parser.add_argument(
-                f"--{name}", action=ActionYesNo(no_prefix="no_"), default=False, help=explained.get(name)
-            )
+            parser.add_argument(f"--{name}", action="store_true", help=explained.get(name))
             handled.add(name)
     if "overrides" in parameters:
         parser.takes_overrides = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from restorevar.devices import choose_device, choose_precision
 from restorevar.errors import UserError
 from restorevar.memory import keep_freed_memory
 from restorevar.restoration.color import ColorFix
@@ -15,8 +16,6 @@ from restorevar.restoration.folder import Job, Record, pixel_count, plan_jobs, r
 from restorevar.restoration.restorer import GlobalCorrection, Restorer
 
 if TYPE_CHECKING:
-    import torch
-
     from restorevar.models import RestoreVAR
 
 __all__ = ["restore"]
@@ -125,38 +124,6 @@ def load_model(name: str) -> "tuple[RestoreVAR, str]":
         raise UserError(f"{folder} holds a tokenizer only; expected a model that went through stage 2 as well")
     checksums = sha256(folder / pretrained.CONFIG) + sha256(folder / pretrained.WEIGHTS)
     return network, hashlib.sha256(checksums.encode()).hexdigest()[:16]
-
-
-def choose_device(name: str) -> "torch.device":
-    """The device of a name; ``auto`` is a GPU if there is one.
-
-    Raises:
-        UserError: If it is not there.
-    """
-    import torch
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError(f"device {name} is not available here; there is: {there}")
-    return torch.device(name)
-
-
-def choose_precision(name: str, device: "torch.device") -> "torch.dtype":
-    """The number type of a name; ``auto`` is bfloat16 where the device computes it natively."""
-    import torch
-
-    if name == "auto":
-        native = False
-        if device.type == "cuda":
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
-        elif device.type == "cpu" and Path("/proc/cpuinfo").exists():
-            flags = Path("/proc/cpuinfo").read_text()
-            native = "avx512_bf16" in flags or "amx_bf16" in flags
-        name = "bfloat16" if native else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 class _Display:

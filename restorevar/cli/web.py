@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from PIL import Image
 
-from restorevar.cli.restore import DEFAULT_MODEL, choose_device, choose_precision, load_model
+from restorevar.cli.restore import DEFAULT_MODEL, load_model
+from restorevar.devices import choose_device, choose_precision
 from restorevar.errors import UserError
 from restorevar.restoration.color import ColorFix
 from restorevar.restoration.photo import SUFFIXES, read_photo, to_8_bits, write_photo

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from restorevar.datamodules.batch import CLEAN_KIND, PAIRED_KINDS, RestorationBatch
 from restorevar.errors import UserError
@@ -19,7 +20,14 @@ from restorevar.evaluation.metrics import ImageMetrics
 from restorevar.losses import ImageLoss
 from restorevar.models import DetailConfig, GateConfig, RefinerConfig, RestoreVAR, ScaleSchedule, TransformerConfig
 from restorevar.modules.latent_cache import LatentCache
-from restorevar.optimization import RecipeSchedule, Schedule, apply_schedule, parameter_groups
+from restorevar.optimization import (
+    RecipeSchedule,
+    Schedule,
+    apply_schedule,
+    optimizer_settings,
+    parameter_groups,
+    reapply_settings,
+)
 
 __all__ = ["StageModule", "grow", "load_initial", "sample_shares", "scale_accuracy"]
 
@@ -71,6 +79,7 @@ class StageModule(L.LightningModule, ABC):
         self.encoder_bfloat16 = encoder_bfloat16
         self.latent_cache = latent_cache
         self.total_steps = 0
+        self._settings: list[dict[str, Any]] = []
         self._is_built = False
         self._is_change_reported = False
         self._latents: LatentCache | None = None
@@ -122,17 +131,16 @@ class StageModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimizer over decay groups, and the schedule by optimizer steps."""
-        accumulate = self.trainer.accumulate_grad_batches
-        batches = self.epoch_batches()
-        self.total_steps = planned_steps(self.trainer, batches)
-        epoch_steps = max(batches // accumulate, 1)
+        self.total_steps = planned_steps(self.trainer, self.epoch_steps())
         rate = 1.0
         if self.reference_batch is not None:
+            accumulate = self.trainer.accumulate_grad_batches
             batch = cast(Any, self.trainer).datamodule.batch_size * self.trainer.world_size * accumulate
             rate = batch / self.reference_batch
         groups = parameter_groups(self.trained_modules(), self.scalar_rate_multiplier)
         optimizer = self.optimizer(cast(Iterable[Any], groups))
-        scheduler = apply_schedule(optimizer, self.schedule, self.total_steps, epoch_steps, rate)
+        scheduler = apply_schedule(optimizer, self.schedule, self.total_steps, self.epoch_steps(), rate)
+        self._settings = optimizer_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def epoch_batches(self) -> int:
@@ -144,6 +152,17 @@ class StageModule(L.LightningModule, ABC):
         batches = len(cast(Any, self.trainer).datamodule.train_dataloader())
         limit = cast(Any, self.trainer).limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch; the last one may have fewer batches than the others."""
+        return -(-self.epoch_batches() // self.trainer.accumulate_grad_batches)
+
+    def on_train_start(self) -> None:
+        """Learning rate, decay and betas are this run's own, also when it goes on from a checkpoint of another's."""
+        scheduler = self.lr_schedulers()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if self._settings and isinstance(scheduler, LambdaLR) and isinstance(optimizer, torch.optim.Optimizer):
+            reapply_settings(optimizer, scheduler, self._settings)
 
     def on_fit_start(self) -> None:
         """Refuses to keep latents of crops that never come again.
@@ -330,12 +349,12 @@ class StageModule(L.LightningModule, ABC):
         self.log_dict(log, sync_dist=True)  # the same on all processes already; Lightning warns otherwise
 
 
-def planned_steps(trainer: L.Trainer, epoch_batches: int) -> int:
+def planned_steps(trainer: L.Trainer, epoch_steps: int) -> int:
     """Optimizer steps of the whole run.
 
     Args:
         trainer: Says when it ends.
-        epoch_batches: Batches of an epoch on one process.
+        epoch_steps: Optimizer steps of an epoch.
 
     Raises:
         UserError: If it never does, or an epoch has no batch.
@@ -343,7 +362,7 @@ def planned_steps(trainer: L.Trainer, epoch_batches: int) -> int:
     epochs, steps = trainer.max_epochs, trainer.max_steps
     bounds = [steps] if steps >= 0 else []
     if epochs is not None and epochs >= 0:
-        bounds.append(epochs * -(-epoch_batches // trainer.accumulate_grad_batches))
+        bounds.append(epochs * epoch_steps)
     if not bounds or min(bounds) < 1:
         raise UserError(
             f"the run has {min(bounds) if bounds else 'endless'} optimizer steps; the schedule needs an end: set"

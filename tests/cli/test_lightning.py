@@ -132,9 +132,15 @@ def test_fit_resumes_where_it_says_and_flags_win_over_the_checkpoint(words, tmp_
     run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]
     assert main(["fit", *run, "--trainer.max_steps=2"]) == 0
     options = ["--trainer.max_steps=3", "--model.init_args.label_smoothing=0.1", "--ckpt_path=last"]
+    options += ["--model.init_args.optimizer.init_args.lr=2e-5", "--model.init_args.optimizer.init_args.weight_decay=0"]
+    options += ["--model.init_args.reference_batch=null", "--model.init_args.schedule=ConstantSchedule"]
     assert main(["fit", *run, *options]) == 0
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 3
+    for group in saved["optimizer_states"][0]["param_groups"]:
+        assert group["lr"] == group["initial_lr"] == pytest.approx(2e-5 * group["lr_multiplier"])
+        assert group["weight_decay"] == 0
+    assert saved["lr_schedulers"][0]["base_lrs"] == [g["lr"] for g in saved["optimizer_states"][0]["param_groups"]]
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert written["model"]["init_args"]["label_smoothing"] == 0.1
     assert (tmp_path / "model/model.safetensors").is_file()
@@ -178,8 +184,11 @@ def test_a_trial_in_a_runs_folder_leaves_its_checkpoint_alone(words, tmp_path):
 def test_validate_scores_a_checkpoint(words, tmp_path, capsys):
     run = [*words, f"--trainer.default_root_dir={tmp_path}"]
     assert main(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
-    assert main(["validate", *run, f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]) == 0
+    settings = (tmp_path / "config.yaml").read_bytes()
+    assert main(["validate", *run, "--seed_everything=7", f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]) == 0
     assert "val/psnr_haze" in capsys.readouterr().out
+    assert (tmp_path / "config.yaml").read_bytes() == settings
+    assert yaml.safe_load((tmp_path / "config_validate.yaml").read_text())["seed_everything"] == 7
 
 
 def test_a_later_files_list_replaces_the_earlier_one(words, tmp_path):

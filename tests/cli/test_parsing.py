@@ -68,6 +68,13 @@ def test_dashes_and_underscores_are_the_same(spelling):
     assert parse(["a", "--output", "out", f"{spelling}=wavelet"])["color_fix"] == "wavelet"
 
 
+@pytest.mark.parametrize("spelling", ["--no-overwrite", "--no_overwrite"])
+def test_a_flag_has_no_negative_form_that_could_be_taken_for_it(spelling, capsys):
+    with pytest.raises(SystemExit):
+        parse(["a", "--output", "out", spelling])
+    assert spelling in capsys.readouterr().err
+
+
 def test_a_flag_needs_no_value():
     assert parse(["a", "--output", "out", "--overwrite", "--tile", "64"]) | {"strength": None} == {
         "paths": [Path("a")],

@@ -19,6 +19,7 @@ from restorevar.callbacks import (
     TotalBatch,
     TrainingMonitor,
     TrainingProgress,
+    preflight,
 )
 from restorevar.callbacks.preflight import saved_bytes
 from restorevar.callbacks.progress import Rate, duration
@@ -117,6 +118,17 @@ def test_summary_before_the_first_step_and_the_time_after_some(folder, caplog):
     assert "samples   24 an epoch: low_light 24" in text
     assert re.search(r"memory +about \d+\.\d+ GiB", text)
     assert re.search(r"time: .* an epoch, .* for the run", text)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bfloat16_is_warned_of(native, folder, caplog, monkeypatch):
+    monkeypatch.setattr(preflight, "computes_bfloat16", lambda device: native)
+    with caplog.at_level(logging.INFO, logger="restorevar"):
+        tiny.fit(folder, "transformer", f"bf16_{native}", max_steps=1, precision="bf16-mixed", callbacks=[Preflight()])
+        tiny.fit(folder, "transformer", f"float32_{native}", max_steps=1, callbacks=[Preflight()])
+    warnings = [line for line in caplog.text.splitlines() if "bfloat16 is emulated" in line]
+    assert len(warnings) == (0 if native else 1)
+    assert all(line.endswith("add --trainer.precision 32-true") for line in warnings)
 
 
 def test_activations_that_cannot_be_counted_are_not_counted_as_none(folder, caplog):
