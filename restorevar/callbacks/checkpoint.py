@@ -124,6 +124,12 @@ class NewestCheckpoint(ModelCheckpoint):
                 else:
                     discard(left_over)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the folder: a run that has it was not refused before its first step."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

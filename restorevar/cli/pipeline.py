@@ -3,7 +3,9 @@
 import difflib
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,10 +30,20 @@ HOW_NOT_WHAT = (
     "data.num_workers",
     "data.cache_megabytes",
     "data.pin_memory",
+    "data.skip_broken",
+    "data.val",
+    "data.val_batch_size",
     "data.test",
     "data.predict",
 )
 """Settings, and sections of them, that an interrupted stage may be resumed with after a change."""
+OF_EVERY_STEP = (
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_algorithm",
+    "trainer.gradient_clip_val",
+    "trainer.precision",
+)
+"""Those that a finished stage's steps have hung on all the same: with another one it is another model."""
 SECTIONS = ("model", "data", "trainer", "export", "total_batch", "acceleration")
 """First words of settings that are no stage's name."""
 
@@ -67,6 +79,11 @@ def pipeline(
     Returns:
         Exit code: that of the first stage that failed, else 0.
     """
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise UserError(
+            "srun started several pipelines at once, which would write over each other; run it as one task, or queue"
+            " the stages with scripts/slurm/pipeline.sh"
+        )
     stages, default_output = read_pipeline(config)
     root = output or default_output
     if root is None:
@@ -76,7 +93,7 @@ def pipeline(
             raise UserError(f"no overlay file '{file}'")
     _check_owners(overrides or [], [stage.name for stage in stages])
     arguments = {stage.name: stage_arguments(stage, root, overlay or [], overrides or [], stages) for stage in stages}
-    configs = {stage.name: check_stage(stage, arguments[stage.name]) for stage in stages}
+    configs = {stage.name: check_stage(stage, arguments[stage.name], root / stage.name) for stage in stages}
     previous: Path | None = None
     for number, stage in enumerate(stages, 1):
         folder = root / stage.name
@@ -189,19 +206,36 @@ def stage_arguments(
     return [*words, f"--trainer.default_root_dir={root / stage.name}", "--ckpt_path=last", *chosen]
 
 
-def check_stage(stage: PipelineStage, arguments: Sequence[str]) -> dict[str, Any]:
+def check_stage(stage: PipelineStage, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     """Parses a stage's whole configuration.
 
+    Args:
+        stage: The stage.
+        arguments: The words after ``fit``.
+        folder: Of the stage's run.
+
     Raises:
-        UserError: After the one-line error of the parser, with the stage's name.
+        UserError: After the one-line error of the parser, with the stage's name; or if the settings would keep the run
+            or its model out of the folder.
     """
     from restorevar.cli.lightning import read_config
 
     try:
-        return read_config(["fit", *arguments])
+        config = read_config(["fit", *arguments])
     except SystemExit as error:
         files = ", ".join(str(file) for file in stage.configs)
         raise UserError(f"stage '{stage.name}' ({files}) was refused; nothing has been started") from error
+    elsewhere = {
+        "trainer.default_root_dir": Path(config["trainer"]["default_root_dir"]) != folder,
+        "trainer.fast_dev_run": bool(config["trainer"]["fast_dev_run"]),
+        "export.folder": config["export"]["folder"] is not None,
+    }
+    for name, is_set in elsewhere.items():
+        if is_set:
+            raise UserError(
+                f"stage '{stage.name}' sets {name}, and the pipeline would not find its model in {folder}; leave it out"
+            )
+    return config
 
 
 def run_stage(arguments: Sequence[str], config: dict[str, Any]) -> int:
@@ -211,7 +245,27 @@ def run_stage(arguments: Sequence[str], config: dict[str, Any]) -> int:
 
         run_verb(arguments[0], arguments[1:])
         return 0
-    return subprocess.run([sys.executable, "-m", "restorevar", *arguments], check=False).returncode
+    return run_and_forward_signals([sys.executable, "-m", "restorevar", *arguments])
+
+
+def run_and_forward_signals(command: Sequence[str]) -> int:
+    """Runs a command, which gets the signals that ask a run to be saved, and is waited for whatever happens.
+
+    Returns:
+        Its exit code; 128 + the signal that it died of.
+    """
+    process = subprocess.Popen(command)
+    forwarded = (signal.SIGUSR1, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in forwarded}
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # which the command got as well
+        process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def needs_own_process(trainer: dict[str, Any]) -> bool:
@@ -309,7 +363,7 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Pa
         if not _is_worth_keeping(folder):
             log.info("%s: begun again", title)
             shutil.rmtree(folder)
-        elif what := [name for name in changed if not _is_how(name)]:
+        elif what := [name for name in changed if not _is_how(name, record)]:
             aside = _set_aside(folder)
             log.info("%s: made anew, as %s changed; the old run is now %s", title, ", ".join(what[:3]), aside)
         elif (folder / "checkpoints" / "last.ckpt").exists():
@@ -324,7 +378,12 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Pa
     return is_fresh, aside
 
 
-def _is_how(name: str) -> bool:
+def _is_how(name: str, record: dict[str, Any]) -> bool:
+    """Whether a run with this record goes on as it would have after a setting was changed."""
+    if name in OF_EVERY_STEP:
+        return not record["finished"]
+    if name == "data.batch_size":  # accumulation makes up for it
+        return record["settings"].get("total_batch.total") is not None
     return any(name == known or name.startswith(f"{known}.") for known in HOW_NOT_WHAT)
 
 
@@ -334,8 +393,11 @@ def _is_worth_keeping(folder: Path) -> bool:
 
 
 def _discard_refused(folder: Path, is_fresh: bool, aside: Path | None) -> None:
-    """Removes the new folder of a stage that was refused before it did anything; the run before gets its name back."""
-    if is_fresh and not _is_worth_keeping(folder):
+    """Removes the new folder of a stage that was refused before it did anything; the run before gets its name back.
+
+    One that went wrong in its first steps stays, with its curves and pictures.
+    """
+    if is_fresh and not _is_worth_keeping(folder) and not (folder / "checkpoints").exists():
         shutil.rmtree(folder)
         if aside is not None:
             aside.rename(folder)

@@ -1,5 +1,10 @@
 import itertools
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -7,7 +12,15 @@ import yaml
 
 from restorevar.cli import main
 from restorevar.cli.lightning import read_config
-from restorevar.cli.pipeline import _comparable, _is_how, needs_own_process, pipeline, read_pipeline
+from restorevar.cli.pipeline import (
+    OF_EVERY_STEP,
+    _comparable,
+    _is_how,
+    needs_own_process,
+    pipeline,
+    read_pipeline,
+    run_and_forward_signals,
+)
 from restorevar.errors import UserError
 from restorevar.models import RestoreVAR
 from restorevar.modules import RefinerModule
@@ -121,6 +134,9 @@ def test_a_run_of_unknown_settings_is_set_aside(run, files, capsys):
         (["--overlay", "nowhere.yaml"], "nowhere.yaml"),
         (["--refinr.trainer.max_steps=3"], "'--refinr.trainer.max_steps' - did you mean '--refiner.trainer.max_steps'"),
         (["--tranier.max_steps", "3"], "did you mean '--trainer.max_steps'?"),
+        (["--refiner.export.folder=x"], "stage 'refiner' sets export.folder"),
+        (["--trainer.fast_dev_run=true"], "stage 'tokenizer' sets trainer.fast_dev_run"),
+        (["--transformer.trainer.default_root_dir=x"], "stage 'transformer' sets trainer.default_root_dir"),
     ],
 )
 def test_wrong_settings_of_any_stage_stop_before_the_first(options, message, files, tmp_path, capsys):
@@ -160,13 +176,69 @@ def test_how_and_what(files):
     folder = files.parent
     config = read_config(["fit", "--config", str(folder / "common.yaml"), "--config", str(folder / "refiner.yaml")])
     names = _comparable(config)
-    assert {name for name in names if name.startswith("data.") and _is_how(name)} == {
-        f"data.{name}" for name in ("num_workers", "cache_megabytes", "pin_memory", "test", "predict")
+    how = ["num_workers", "cache_megabytes", "pin_memory", "skip_broken", "val", "val_batch_size", "test", "predict"]
+    record = {"finished": False, "settings": names}
+    assert {name for name in names if name.startswith("data.") and _is_how(name, record)} == {
+        f"data.{name}" for name in how
     }
-    assert {name.partition(".")[0] for name in names if _is_how(name)} == {
+    assert {name.partition(".")[0] for name in names if _is_how(name, record)} == {
         "data", "trainer", "export", "acceleration",
     }  # fmt: skip
-    assert not any(_is_how(name) for name in ("data.test_share", "data.num_workers_of", "trainers.x", "data"))
+    assert not any(_is_how(name, record) for name in ("data.test_share", "data.num_workers_of", "trainers.x", "data"))
+    # where accumulation makes up for another batch
+    assert _is_how("data.batch_size", {"finished": False, "settings": names | {"total_batch.total": 8}})
+    # an interrupted run may go on in another precision; what is finished was computed in the one that it says
+    assert set(OF_EVERY_STEP) <= names.keys()
+    assert all(_is_how(name, record) for name in OF_EVERY_STEP)
+    assert not any(_is_how(name, {"finished": True, "settings": names}) for name in OF_EVERY_STEP)
+
+
+def test_a_finished_stage_is_made_anew_with_another_clip_value(run, files, capsys):
+    options = ["--refiner.trainer.gradient_clip_val=0.25"]
+    assert main(["pipeline", "--config", str(files), "--output", str(run), *options]) == 0
+    assert "refiner: made anew, as trainer.gradient_clip_val changed" in capsys.readouterr().err
+    assert (run / "refiner.before1/model/config.json").is_file()
+
+
+def test_a_stage_that_goes_wrong_in_its_first_steps_stays(run, files, monkeypatch, capsys):
+    def fail(self, batch, batch_idx):
+        raise UserError("photo.png cannot be read")
+
+    monkeypatch.setattr(RefinerModule, "training_step", fail)
+    shutil.rmtree(run / "refiner")
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 2
+    assert (run / "refiner/config.yaml").is_file()
+    monkeypatch.undo()
+    assert main(["pipeline", "--config", str(files), "--output", str(run)]) == 0
+    assert "refiner: begun again" in capsys.readouterr().err
+
+
+def test_signals_reach_a_stage_in_a_process_of_its_own(tmp_path):
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "def leave(number, frame): sys.exit(70 + number)\n"
+        "signal.signal(signal.SIGUSR1, leave)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)"
+    )
+
+    def send_when_ready():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    threading.Thread(target=send_when_ready, daemon=True).start()
+    assert run_and_forward_signals([sys.executable, "-c", child]) == 70 + signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert run_and_forward_signals([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+
+
+def test_several_tasks_of_srun_are_refused(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert main(["pipeline", "--config", str(files), "--output", str(tmp_path / "new")]) == 2
+    assert "srun started several pipelines at once" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_stage_that_did_nothing_yet_is_not_kept(run, files, capsys):
