@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from restorevar.errors import UserError
 from restorevar.modules.restoration import RestoredPhoto
 
 __all__ = ["RestoredPhotoWriter"]
@@ -29,14 +30,15 @@ class RestoredPhotoWriter(BasePredictionWriter):
         super().__init__("batch")
         self.folder = folder
         self._bases: dict[str, str] = {}
+        self._given: set[Path] = set()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds the folder that the photos of each set share."""
-        self._bases = _common_folders(trainer.predict_dataloaders)
+        self._look_at(trainer.predict_dataloaders)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds the folder that the photos of each set share."""
-        self._bases = _common_folders(trainer.test_dataloaders)
+        self._look_at(trainer.test_dataloaders)
 
     def write_on_batch_end(
         self,
@@ -56,7 +58,7 @@ class RestoredPhotoWriter(BasePredictionWriter):
             pixels = photo.restored
             if original.pixels.dtype != pixels.dtype:  # 16-bit files keep their depth
                 pixels = pixels.astype(original.pixels.dtype) * 257
-            write_photo(self._place(trainer, photo), dataclasses.replace(original, pixels=pixels))
+            write_photo(self._checked(self._place(trainer, photo)), dataclasses.replace(original, pixels=pixels))
 
     def on_test_batch_end(
         self,
@@ -74,17 +76,28 @@ class RestoredPhotoWriter(BasePredictionWriter):
             if photo.restored is not None:
                 place = self._place(trainer, photo)
                 suffix = "" if photo.severity is None else f"_{photo.kind}_{photo.severity:.2f}"
-                write_photo(place.with_name(f"{place.stem}{suffix}.png"), Photo(photo.restored, format="PNG"))
+                place = self._checked(place.with_name(f"{place.stem}{suffix}.png"))
+                write_photo(place, Photo(photo.restored, format="PNG"))
+
+    def _look_at(self, loaders: Any) -> None:
+        records = list(_records(loaders))
+        self._bases = _common_folders(records)
+        self._given = {Path(path).resolve() for record in records for path in (record.path, record.clean) if path}
+
+    def _checked(self, place: Path) -> Path:
+        if place.resolve() in self._given:
+            raise UserError(f"{place} is a photo that was given, and would be written over; give another folder")
+        return place
 
     def _place(self, trainer: L.Trainer, photo: RestoredPhoto) -> Path:
         root = Path(self.folder or Path(trainer.default_root_dir) / "restored")
         return root / photo.dataset / os.path.relpath(photo.path, self._bases[photo.dataset])
 
 
-def _common_folders(loaders: Any) -> dict[str, str]:
+def _common_folders(records: Sequence[Any]) -> dict[str, str]:
     """Data set to the deepest folder that holds all its files."""
     paths: dict[str, list[str]] = {}
-    for record in _records(loaders):
+    for record in records:
         paths.setdefault(record.dataset, []).append(os.path.dirname(record.path))
     return {dataset: os.path.commonpath(folders) for dataset, folders in paths.items()}
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from restorevar.callbacks import RestoredPhotoWriter
 from restorevar.datamodules.sources import Record
+from restorevar.errors import UserError
 from restorevar.modules.restoration import RestoredPhoto
 from restorevar.restoration.photo import read_rgb
 
@@ -70,3 +71,19 @@ def test_tested_photos_are_png_and_say_how_they_were_degraded(tmp_path, paths):
     files = sorted(path.name for path in (tmp_path / "kept" / "set").rglob("*.*"))
     assert files == ["turned.png", "turned_rain_0.25.png", "turned_rain_0.50.png"]
     assert np.array_equal(read_rgb(tmp_path / "kept" / "set" / "turned.png"), PIXELS)
+
+
+def test_a_photo_that_was_given_is_never_written_over(tmp_path, paths):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        writer, fake = RestoredPhotoWriter(str(folder)), trainer(tmp_path, paths)
+        dataset = fake.predict_dataloaders.dataset
+        # the folder's name, as `Photos` calls it
+        dataset.records = [dataclasses.replace(record, dataset="photos") for record in dataset.records]
+        writer.on_predict_start(fake, None)
+        before = Path(paths[0]).read_bytes()
+        with pytest.raises(UserError, match=r"x\.png is a photo that was given"):
+            writer.write_on_batch_end(
+                fake, None, [RestoredPhoto(paths[0], "photos", "rain", None, PIXELS, PIXELS)], None, None, 0, 0
+            )
+        assert Path(paths[0]).read_bytes() == before
