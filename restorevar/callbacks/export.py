@@ -37,6 +37,13 @@ class ExportModel(L.Callback):
         self.scales = scales
         self._trained = False
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds what the export would be, for `restorevar consolidate`."""
+        if isinstance(pl_module, StageModule):
+            scales = None if self.scales is None else list(self.scales)
+            export = {"license": self.license, "scales": scales, "initial_model": pl_module.initial_model}
+            checkpoint["export"] = export | {"stage": type(pl_module).__name__}
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remembers that the training loop ran, so averaged weights have been copied already."""
         self._trained = True

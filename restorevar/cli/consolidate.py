@@ -1,6 +1,8 @@
 """``restorevar consolidate``: a training checkpoint to a model folder."""
 
+import dataclasses
 import logging
+import pickle
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +21,26 @@ PREFIX = "model."  # of the network inside a LightningModule
 META = "meta.pt"  # what Lightning keeps beside the shards
 
 
-def consolidate(checkpoint: Path, output: Path) -> None:
+def consolidate(checkpoint: Path, output: Path, overwrite: bool = False) -> None:
     """Makes a model folder of a training checkpoint: a file, or the folder of shards that FSDP writes.
 
-    Optimizer states are not read. Where weights are averaged during training, the averages are taken.
+    Optimizer states are not read. Where weights are averaged during training, the averages are taken. Licence and
+    scales are those that the run's own export would have.
 
     Args:
         checkpoint: Such as runs/stage2/checkpoints/last.ckpt; written by any number of processes.
         output: The model folder to write.
+        overwrite: Replace a model that is there already.
     """
     import torch
 
+    from restorevar.models import pretrained
     from restorevar.models.config import RestoreVARConfig
     from restorevar.models.sharding import assemble
+
+    existing = [output / name for name in (pretrained.CONFIG, pretrained.WEIGHTS) if (output / name).exists()]
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} exists already; give another --output, or --overwrite to replace it")
 
     if not checkpoint.exists() and previous_of(checkpoint).exists():
         checkpoint = previous_of(checkpoint)
@@ -41,9 +50,24 @@ def consolidate(checkpoint: Path, output: Path) -> None:
     if "model_config" not in record:
         raise UserError(f"{checkpoint} does not say the model's sizes; expected a checkpoint of a training stage")
     config = RestoreVARConfig.from_dict(record["model_config"])
+    export = record.get("export", {})
+    if export.get("license") is not None:
+        config = dataclasses.replace(config, license=export["license"])
     with torch.no_grad():
         model = assemble(config, weights)
-    model.save_pretrained(output)
+    if export.get("scales") is not None:
+        model.set_scales(export["scales"])
+    card = (
+        f"# RestoreVAR in training\n\nMade by `restorevar consolidate` from `{checkpoint}`,"
+        f" optimizer step {record['global_step']} of {export.get('stage', 'a training stage')}.\n\n"
+        f"Licence of the weights: {model.config.license or 'not stated; that of the training photos may bind'}\n"
+    )
+    model.save_pretrained(output, card)
+    if export.get("initial_model") is not None:
+        try:
+            pretrained.copy_license(export["initial_model"], output)
+        except UserError as error:
+            logger.warning("%s is not copied: %s", model.config.license, error)
     logger.info("model folder: %s (step %d)", output, record["global_step"])
 
 
@@ -78,7 +102,7 @@ def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled.*")  # one process is meant
                 sharded.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{checkpoint} cannot be read ({type(error).__name__}); is it a complete checkpoint?"
         ) from error

@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 
+from restorevar import RestoreVAR
 from restorevar.cli import main
 from restorevar.cli.lightning import read_config
 from tests.cli.tiny_pipeline import write_pipeline
@@ -189,6 +190,24 @@ def test_validate_scores_a_checkpoint(words, tmp_path, capsys):
     assert "val/psnr_haze" in capsys.readouterr().out
     assert (tmp_path / "config.yaml").read_bytes() == settings
     assert yaml.safe_load((tmp_path / "config_validate.yaml").read_text())["seed_everything"] == 7
+
+
+def test_a_consolidated_checkpoint_is_what_the_run_exports(words, tmp_path, capsys):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    model = RestoreVAR.from_pretrained(read_config(["fit", *words])["model"]["init_args"]["initial_model"])
+    larger = [side * 2 if side > 1 else 1 for side in model.scales.to_list()]
+    assert main(["fit", *run, "--export.license=MINE", f"--export.scales={larger}"]) == 0
+    made = ["consolidate", "--checkpoint", f"{tmp_path}/checkpoints/last.ckpt", "--output"]
+    assert main([*made, str(tmp_path / "again")]) == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    # another checkpoint's model and card are not replaced without being asked, and not kept half
+    card = (tmp_path / "model/README.md").read_text()
+    assert main([*made, str(tmp_path / "model")]) == 2
+    assert "config.json exists already" in capsys.readouterr().err
+    assert (tmp_path / "model/README.md").read_text() == card
+    assert main([*made, str(tmp_path / "model"), "--overwrite"]) == 0
+    assert "last.ckpt`, optimizer step 1 of TransformerModule" in (tmp_path / "model/README.md").read_text()
 
 
 def test_a_later_files_list_replaces_the_earlier_one(words, tmp_path):

@@ -83,8 +83,10 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path, capsys):
     assert main(["consolidate", "--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "m")]) == 2
     (tmp_path / "broken").mkdir()
     assert main(["consolidate", "--checkpoint", str(tmp_path / "broken"), "--output", str(tmp_path / "m")]) == 2
+    torch.save({"state_dict": {}, "object": Preflight()}, tmp_path / "foreign.ckpt")
+    assert main(["consolidate", "--checkpoint", str(tmp_path / "foreign.ckpt"), "--output", str(tmp_path / "m")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all(line.startswith("error: ") for line in lines)
     assert not (tmp_path / "m").exists()
 
