@@ -1,6 +1,5 @@
 """How this process takes memory from the system, and how much. Imports nothing heavy."""
 
-import contextlib
 import ctypes
 import os
 import re
@@ -93,14 +92,15 @@ def peak_memory(call: Callable[[], Any], device: "torch.device") -> int | None:
 
 
 def total_memory(device: "torch.device") -> int | None:
-    """Memory of the device in bytes; None where it cannot be read."""
+    """Memory of the device in bytes, within a container's own limit; None where it cannot be read."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    return _meminfo("MemTotal")
+    sizes = [size for size in (_meminfo("MemTotal"), _control_group("max")) if size is not None]
+    return min(sizes, default=None)
 
 
 def free_memory(device: "torch.device") -> int | None:
@@ -112,12 +112,19 @@ def free_memory(device: "torch.device") -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
-    free_of_machine = _meminfo("MemAvailable")
-    candidates = [] if free_of_machine is None else [free_of_machine]
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        candidates.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return min(candidates, default=None)
+    sizes = [size for size in (_meminfo("MemAvailable"),) if size is not None]
+    limit, taken = _control_group("max"), _control_group("current")
+    if limit is not None and taken is not None:
+        sizes.append(limit - taken)
+    return min(sizes, default=None)
+
+
+def _control_group(name: str) -> int | None:
+    """Bytes that a container may take (`max`) or has taken (`current`); None without a limit."""
+    try:
+        return int(Path(f"/sys/fs/cgroup/memory.{name}").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _meminfo(name: str) -> int | None:

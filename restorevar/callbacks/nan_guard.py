@@ -44,8 +44,12 @@ class NanGuard(Callback):
             self._bad.append(~torch.isfinite(loss.detach()).all())
             self._seen.append((trainer.global_step, trainer.current_epoch, list(batch["path"])))
         one_cpu = trainer.world_size == 1 and pl_module.device.type == "cpu"
-        if one_cpu or (batch_idx + 1) % self.every_n_batches == 0:
+        if one_cpu or len(self._seen) >= self.every_n_batches:  # over epochs that have fewer, too
             self.look(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at what is left, before the model is exported."""
+        self.look(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never saves weights that a NaN may have spoilt."""

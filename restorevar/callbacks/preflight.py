@@ -3,7 +3,6 @@
 import functools
 import itertools
 import logging
-import os
 import time
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from restorevar.callbacks.acceleration import layers_of
 from restorevar.callbacks.progress import Rate, duration
 from restorevar.devices import computes_bfloat16
 from restorevar.errors import UserError
+from restorevar.memory import total_memory
 from restorevar.modules import DetailModule, GateModule, RefinerModule, StageModule, TokenizerModule, TransformerModule
 
 __all__ = ["Preflight", "activation_bytes", "memory_estimate"]
@@ -132,12 +132,13 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     kinds = ", ".join(f"{task.name} {task.share * sampler.length:.0f}" for task in sampler.tasks)
     lines.append(f"  samples   {sampler.length} an epoch: {kinds}")
     estimate = memory_estimate(trainer, module)
-    there = available_memory(module.device)
+    there = total_memory(module.device)
     needed = sum(estimate.values())
     parts_of_it = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
     if "activations" not in estimate:
         parts_of_it += "; activations not counted"
-    lines.append(f"  memory    about {needed / GIB:.2f} GiB a process ({parts_of_it}); {there / GIB:.1f} GiB there")
+    size = "" if there is None else f"; {there / GIB:.1f} GiB there"
+    lines.append(f"  memory    about {needed / GIB:.2f} GiB a process ({parts_of_it}){size}")
     lines.append(f"  folder    {trainer.default_root_dir}")
     asked = {
         "--trainer.precision 32-true": "bf16" in str(trainer.precision),
@@ -146,8 +147,8 @@ def summary(trainer: Trainer, module: StageModule) -> list[str]:
     if any(asked.values()) and not computes_bfloat16(module.device):
         options = " ".join(option for option, is_asked in asked.items() if is_asked)
         lines.append(f"  WARNING   bfloat16 is emulated on this device and very slow; add {options}")
-    share = there if device == "cuda" else there / max(trainer.world_size // max(trainer.num_nodes, 1), 1)
-    if needed > share:
+    sharing = 1 if device == "cuda" else max(trainer.world_size // max(trainer.num_nodes, 1), 1)
+    if there is not None and needed > there / sharing:
         lines.append(
             "  WARNING   this may not fit: lower data.batch_size (accumulation makes up for it), turn on"
             " acceleration.activation_checkpointing, or split the weights with configs/trainer/fsdp.yaml"
@@ -261,10 +262,3 @@ def frozen_bytes(module: StageModule, batch_size: int) -> float:
     height, width = module.model.image_size
     live = 4  # input, output and two in between
     return 4.0 * live * 2 * batch_size * config.base_channels * height * width / config.stem_patch**2
-
-
-def available_memory(device: torch.device) -> float:
-    """Bytes of the device, or of the machine where there is no GPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -162,18 +164,19 @@ class RestoreVARCLI(LightningCLI):
 
 
 def standard_callbacks(settings: Any) -> list[Callback]:
-    """What every run has unless the configuration lists the same class with settings of its own.
+    """What every run has unless the configuration lists the same class (or another bar) with settings of its own.
 
     Args:
         settings: The ``trainer`` section.
     """
+    listed = settings.get("callbacks") or []
+    listed = listed if isinstance(listed, list) else [listed]
     standard: list[Callback] = [Preflight(), NanGuard(), TrainingMonitor()]
-    if settings.get("enable_progress_bar") is not False:
+    if settings.get("enable_progress_bar") is not False and not any(isinstance(own, ProgressBar) for own in listed):
         standard.append(TrainingProgress())
     if settings.get("enable_checkpointing") is not False:
         standard += [NewestCheckpoint(), RequeueOnSignal()]
-    listed = settings.get("callbacks") or []
-    own = {type(callback) for callback in (listed if isinstance(listed, list) else [listed])}
+    own = {type(callback) for callback in listed}
     return [callback for callback in standard if type(callback) not in own]
 
 
@@ -215,6 +218,7 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
 
     Raises:
         SystemExit: After a one-line error, if a key or value is wrong; or when the run was asked to leave by a signal.
+        KeyboardInterrupt: On Ctrl-C.
     """
     # adverts and announcements; warnings still come through
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -228,4 +232,9 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
             cli = RestoreVARCLI([verb, *args])
         except Preempted as preempted:
             raise SystemExit(leave(preempted)) from None
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's 1 means that something failed
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # which it has switched off
+                raise KeyboardInterrupt from None
+            raise
     return cli.trainer, cli.model, cli.datamodule

@@ -6,7 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 KINDS = (*PAIRED_KINDS, CLEAN_KIND)
 SCORES = ("psnr", "ssim")
+
+PartName = Literal["transformer", "refiner", "detail", "gate"]
 
 
 class StageModule(L.LightningModule, ABC):
@@ -208,10 +210,6 @@ class StageModule(L.LightningModule, ABC):
         """Part of the run's optimizer steps that are done, in [0, 1)."""
         return self.global_step / max(self.total_steps, 1)
 
-    def is_logging_step(self) -> bool:
-        """Whether this step's costlier numbers will be written; the others spare the work and the host sync."""
-        return (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0
-
     def no_gradient(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """A zero that depends on parameters not used in this step, which DistributedDataParallel insists on."""
         return torch.stack([0.0 * parameter.sum().float() for parameter in parameters if parameter.requires_grad]).sum()
@@ -349,6 +347,11 @@ class StageModule(L.LightningModule, ABC):
         self.log_dict(log, sync_dist=True)  # the same on all processes already; Lightning warns otherwise
 
 
+def is_logging_step(trainer: L.Trainer) -> bool:
+    """Whether Lightning writes what is logged during this batch; others spare costlier numbers and the host sync."""
+    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % cast(Any, trainer).log_every_n_steps == 0
+
+
 def planned_steps(trainer: L.Trainer, epoch_steps: int) -> int:
     """Optimizer steps of the whole run.
 
@@ -372,43 +375,34 @@ def planned_steps(trainer: L.Trainer, epoch_steps: int) -> int:
 
 
 def grow(
-    model: RestoreVAR,
-    transformer: TransformerConfig | None = None,
-    refiner: RefinerConfig | None = None,
-    detail: DetailConfig | None = None,
-    gate: GateConfig | None = None,
+    model: RestoreVAR, name: PartName, config: TransformerConfig | RefinerConfig | DetailConfig | GateConfig | None
 ) -> RestoreVAR:
-    """The model with more parts; those that it has already keep their weights.
+    """The model with one part more; those that it has already keep their weights.
 
     Args:
         model: What the stage starts from.
-        transformer: Sizes of the part to have; None leaves it as it is.
-        refiner: The same.
-        detail: The same.
-        gate: The same.
+        name: The part.
+        config: Its sizes; None leaves it as it is.
 
     Raises:
-        UserError: If the model has the part in other sizes.
+        UserError: If the model has the part in other sizes, or has none and no sizes are given.
     """
-    wanted = {"transformer": transformer, "refiner": refiner, "detail": detail, "gate": gate}
-    added: dict[str, Any] = {}
-    for name, config in wanted.items():
-        present = getattr(model.config, name)
-        if config is None or config == present:
-            continue
-        if present is not None:
-            differing = [
-                f"{field.name} {getattr(present, field.name)} against {getattr(config, field.name)}"
-                for field in dataclasses.fields(config)
-                if getattr(present, field.name) != getattr(config, field.name)
-            ]
-            raise UserError(
-                f"the initial model has a {name} of another size ({', '.join(differing)}); leave model.{name} out to "
-                "go on with its sizes, or start from a model without that part"
-            )
-        added[name] = config
-    if not added:
+    present = getattr(model.config, name)
+    if present is None and config is None:
+        raise UserError(f"the initial model has no {name} and model.{name} gives no sizes; give them")
+    if config is None or config == present:
         return model
+    if present is not None:
+        differing = [
+            f"{field.name} {getattr(present, field.name)} against {getattr(config, field.name)}"
+            for field in dataclasses.fields(config)
+            if getattr(present, field.name) != getattr(config, field.name)
+        ]
+        raise UserError(
+            f"the initial model has a {name} of another size ({', '.join(differing)}); leave model.{name} out to "
+            "go on with its sizes, or start from a model without that part"
+        )
+    added: dict[str, Any] = {name: config}
     grown = RestoreVAR(dataclasses.replace(model.config, **added))
     left = grown.load_state_dict(model.state_dict(), strict=False)
     assert not left.unexpected_keys  # the grown model has all of the old one's parts
@@ -416,23 +410,27 @@ def grow(
 
 
 def load_initial(
-    initial_model: str | None, stage: str, scales: Sequence[int] | None = None, keep_gate: bool = False
+    initial_model: str | None,
+    stage: int,
+    scales: Sequence[int] | None = None,
+    keep_gate: bool = False,
 ) -> RestoreVAR:
     """Loads the model that a stage starts from.
 
     Args:
         initial_model: Model folder, shipped name or hub id.
-        stage: Name of the stage in error messages.
+        stage: Number of the stage; from 3 on it needs a transformer.
         scales: Schedule to move the model to; None keeps the model's.
         keep_gate: Whether a gate stays. It knows the results of the model that it was trained for, so the stages that
             change those leave it out.
 
     Raises:
-        UserError: If none was given, or it cannot be loaded.
+        UserError: If none was given, it cannot be loaded, or it lacks what the stage needs.
     """
     if initial_model is None:
         raise UserError(
-            f"{stage} starts from a trained model; give the folder that the stage before exported: model.initial_model"
+            f"stage {stage} starts from a trained model; give the folder that the stage before exported:"
+            " model.initial_model"
         )
     path = Path(initial_model)
     if path.is_dir() and not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
@@ -440,6 +438,10 @@ def load_initial(
             f"model.initial_model {path} is a run's folder; expected the model folder in it: {path / 'model'}"
         )
     model = RestoreVAR.from_pretrained(initial_model)
+    if stage > 2 and model.transformer is None:
+        raise UserError(
+            f"model.initial_model {initial_model} holds a tokenizer only; give the export of stage {min(stage - 1, 3)}"
+        )
     if not keep_gate and model.gate is not None:
         logger.info("the gate of %s is left out: what is trained now changes what it judges; stage 5 makes one", path)
         model.set_gate(None)

@@ -7,7 +7,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from restorevar.datamodules.batch import RestorationBatch
-from restorevar.errors import UserError
 from restorevar.losses import AbsoluteError, ImageLoss
 from restorevar.models import DetailConfig, RestoreVAR
 from restorevar.modules.base import StageModule, grow, load_initial, sample_shares
@@ -62,15 +61,8 @@ class DetailModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 4", self.move_to_scales)
-        if model.transformer is None:
-            raise UserError(
-                f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 3"
-            )
-        model = grow(model, detail=self.detail_config)
-        if model.detail is None:
-            raise UserError("the initial model has no detail path and model.detail gives no sizes; give them")
-        return model
+        model = load_initial(self.initial_model, 4, self.move_to_scales)
+        return grow(model, "detail", self.detail_config)
 
     def trained_modules(self) -> list[nn.Module]:
         """The detail path."""

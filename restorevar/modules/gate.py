@@ -8,7 +8,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from restorevar.datamodules.batch import RestorationBatch
-from restorevar.errors import UserError
 from restorevar.models import GateConfig, RestoreVAR
 from restorevar.models.gate import PhotoGate, photo_statistics
 from restorevar.modules.base import StageModule, grow, load_initial
@@ -65,15 +64,8 @@ class GateModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 5", self.move_to_scales, keep_gate=True)
-        if model.transformer is None:
-            raise UserError(
-                f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 3 or 4"
-            )
-        model = grow(model, gate=self.gate_config)
-        if model.gate is None:
-            raise UserError("the initial model has no gate and model.gate gives no sizes; give them")
-        return model
+        model = load_initial(self.initial_model, 5, self.move_to_scales, keep_gate=True)
+        return grow(model, "gate", self.gate_config)
 
     def trained_modules(self) -> list[nn.Module]:
         """The gate."""

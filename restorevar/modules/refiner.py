@@ -8,11 +8,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from restorevar.datamodules.batch import RestorationBatch
-from restorevar.errors import UserError
 from restorevar.losses import ImageLoss
 from restorevar.models import RefinerConfig, RestoreVAR
 from restorevar.models.refiner import ConvolutionRefiner
-from restorevar.modules.base import StageModule, grow, load_initial
+from restorevar.modules.base import StageModule, grow, is_logging_step, load_initial
 from restorevar.optimization import Schedule
 
 __all__ = ["RefinerModule"]
@@ -70,16 +69,9 @@ class RefinerModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        model = load_initial(self.initial_model, "stage 3", self.move_to_scales)
-        if model.transformer is None:
-            raise UserError(
-                f"model.initial_model {self.initial_model} holds a tokenizer only; give the export of stage 2"
-            )
+        model = load_initial(self.initial_model, 3, self.move_to_scales)
         self._is_refiner_new = model.refiner is None
-        model = grow(model, refiner=self.refiner_config)
-        if model.refiner is None:
-            raise UserError("the initial model has no refiner and model.refiner gives no sizes; give them")
-        return model
+        return grow(model, "refiner", self.refiner_config)
 
     def trained_modules(self) -> list[nn.Module]:
         """The refiner."""
@@ -113,7 +105,7 @@ class RefinerModule(StageModule):
             decoded = self.model.tokenizer.decode(refined, clamp=False)
             loss = loss + self.image_loss(self.losses, decoded, batch["clean"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(refined))
-        if self.is_logging_step():
+        if is_logging_step(self.trainer):
             self.log("train/loss_unrefined", F.l1_loss(latent, target), batch_size=len(refined))
         return {"loss": loss}
 

@@ -20,7 +20,7 @@ from restorevar.models.codebook import (
 )
 from restorevar.models.discriminator import PatchDiscriminator
 from restorevar.models.quantizer import Quantization
-from restorevar.modules.base import StageModule, load_initial, sample_shares
+from restorevar.modules.base import StageModule, is_logging_step, load_initial, sample_shares
 from restorevar.optimization import Schedule
 
 __all__ = ["TokenizerModule"]
@@ -95,7 +95,7 @@ class TokenizerModule(StageModule):
 
     def _load_or_create(self) -> RestoreVAR:
         if self.initial_model is not None:
-            model = load_initial(self.initial_model, "stage 1")
+            model = load_initial(self.initial_model, 1)
             if self.tokenizer_config is not None and self.tokenizer_config != model.config.tokenizer:
                 raise UserError(
                     "the initial model has other tokenizer sizes than model.tokenizer; leave one of them out"
@@ -164,7 +164,7 @@ class TokenizerModule(StageModule):
         self.codebook_use.update(cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")))
         if self._restart_is_due(step + 1):
             self._candidates = self._sample_residuals(result, step)
-        if self.is_logging_step():
+        if is_logging_step(self.trainer):
             counted = self.codebook_use.counts
             self.log("codebook/perplexity", perplexity(counted.sum(0)))
             self.log("codebook/used", (counted.sum(0) > 0).float().sum())

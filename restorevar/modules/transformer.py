@@ -15,7 +15,7 @@ from restorevar.models.corruption import SelfCorrection, requantize, sample_top_
 from restorevar.models.initialization import initialize_as_copy
 from restorevar.models.published import initialize_from_var
 from restorevar.models.sharding import gathered
-from restorevar.modules.base import StageModule, grow, load_initial, scale_accuracy
+from restorevar.modules.base import StageModule, grow, is_logging_step, load_initial, scale_accuracy
 from restorevar.optimization import Schedule
 
 __all__ = ["TransformerModule", "token_weights"]
@@ -89,11 +89,10 @@ class TransformerModule(StageModule):
 
     def build_model(self) -> RestoreVAR:
         """See :meth:`StageModule.build_model`."""
-        initial = load_initial(self.initial_model, "stage 2", self.move_to_scales)
+        initial = load_initial(self.initial_model, 2, self.move_to_scales)
         is_new = initial.transformer is None
-        model = grow(initial, transformer=self.transformer_config)
-        if model.transformer is None:
-            raise UserError("the initial model has no transformer and model.transformer gives no sizes; give them")
+        model = grow(initial, "transformer", self.transformer_config)
+        assert model.transformer is not None
         if self.initial_weights is not None:
             initialize_from_var(model, self.initial_weights)
         elif is_new and self.copy_start:
@@ -143,7 +142,7 @@ class TransformerModule(StageModule):
         self.check_batch(batch)
         loss, logits, tokens = self._shared_step(*self.encode_pair(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(tokens))
-        if self.is_logging_step():
+        if is_logging_step(self.trainer):
             self.log_accuracy("train", logits, tokens)
         return {"loss": loss}
 

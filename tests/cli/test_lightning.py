@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from restorevar import RestoreVAR
 from restorevar.cli import main
 from restorevar.cli.lightning import read_config
+from restorevar.modules import TransformerModule
 from tests.cli.tiny_pipeline import write_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -208,6 +210,24 @@ def test_a_consolidated_checkpoint_is_what_the_run_exports(words, tmp_path, caps
     assert (tmp_path / "model/README.md").read_text() == card
     assert main([*made, str(tmp_path / "model"), "--overwrite"]) == 0
     assert "last.ckpt`, optimizer step 1 of TransformerModule" in (tmp_path / "model/README.md").read_text()
+
+
+def test_an_interrupted_run_says_so(words, tmp_path, monkeypatch, capsys):
+    def interrupt(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TransformerModule, "training_step", interrupt)
+    assert main(["fit", *words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # the next Ctrl-C is heard as well
+
+
+def test_another_progress_bar_takes_the_place_of_ours(words, tmp_path):
+    (tmp_path / "bar.yaml").write_text(
+        "trainer: {enable_progress_bar: true, callbacks: [{class_path: lightning.pytorch.callbacks.TQDMProgressBar}]}"
+    )
+    run = [*words, "--config", str(tmp_path / "bar.yaml"), f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *run, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]) == 0
 
 
 def test_a_later_files_list_replaces_the_earlier_one(words, tmp_path):

@@ -15,34 +15,41 @@ from tests.modules.stages import fit, make_batch
 class TestGrow:
     def test_old_parts_keep_their_weights(self, tiny_folders):
         model = RestoreVAR.from_pretrained(tiny_folders["tokenizer"])
-        grown = grow(model, transformer=TRANSFORMER)
+        grown = grow(model, "transformer", TRANSFORMER)
         assert grown.transformer is not None
         for name, value in model.state_dict().items():
             assert torch.equal(grown.state_dict()[name], value)
 
     def test_the_same_sizes_go_on_with_the_weights(self, tiny_folders):
         model = RestoreVAR.from_pretrained(tiny_folders["refiner"])
-        assert grow(model, transformer=TRANSFORMER, refiner=REFINER) is model
+        assert grow(model, "transformer", TRANSFORMER) is model
+        assert grow(model, "refiner", REFINER) is model
+        assert grow(model, "refiner", None) is model
+
+    def test_a_part_that_is_nowhere_is_asked_for(self, tiny_folders):
+        model = RestoreVAR.from_pretrained(tiny_folders["refiner"])
+        with pytest.raises(UserError, match=r"no detail and model\.detail gives no sizes"):
+            grow(model, "detail", None)
 
     def test_other_sizes_are_refused_by_name(self, tiny_folders):
         model = RestoreVAR.from_pretrained(tiny_folders["refiner"])
         with pytest.raises(UserError, match="depth 2 against 3"):
-            grow(model, transformer=TransformerConfig(depth=3, width=16, heads=2, gain_init=1.0, class_count=1))
+            grow(model, "transformer", TransformerConfig(depth=3, width=16, heads=2, gain_init=1.0, class_count=1))
 
 
 class TestLoadInitial:
     def test_nothing_given(self):
         with pytest.raises(UserError, match=r"stage 2 starts from a trained model.*model\.initial_model"):
-            load_initial(None, "stage 2")
+            load_initial(None, 2)
 
     def test_a_runs_folder_is_not_its_model_folder(self, tiny_folders, tmp_path):
         RestoreVAR.from_pretrained(tiny_folders["tokenizer"]).save_pretrained(tmp_path / "run" / "model")
         with pytest.raises(UserError, match="expected the model folder in it"):
-            load_initial(str(tmp_path / "run"), "stage 2")
+            load_initial(str(tmp_path / "run"), 2)
 
     def test_a_folder_that_is_not_there(self):
         with pytest.raises(UserError, match=r"no model '\./nowhere'"):
-            load_initial("./nowhere", "stage 2")
+            load_initial("./nowhere", 2)
 
 
 def test_frozen_parts_stay_in_evaluation_mode_whatever_happens(tiny_folders):

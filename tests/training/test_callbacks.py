@@ -108,6 +108,23 @@ def test_nan_names_stage_step_and_files_and_is_never_saved(folder):
     assert all(torch.isfinite(value).all() for value in newest["state_dict"].values() if value.is_floating_point())
 
 
+def test_losses_are_looked_at_over_epochs_that_are_shorter_than_the_interval(monkeypatch):
+    looked = []
+    trainer = SimpleNamespace(
+        world_size=2, global_step=0, current_epoch=0, global_rank=0,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda bad, all: looked.append(bad) or bad),
+    )  # fmt: skip
+    guard, module = NanGuard(5), SimpleNamespace(device=torch.device("cpu"))
+    for count in range(4):
+        guard.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, {"path": ["a.png"]}, count % 3)
+    with pytest.raises(UserError, match=r"not a number .* for the batch c\.png"):
+        guard.on_train_batch_end(trainer, module, {"loss": torch.tensor(float("nan"))}, {"path": ["c.png"]}, 1)
+    assert looked == [True]  # after the fifth batch, which is the second of an epoch of three
+    guard.on_train_batch_end(trainer, module, {"loss": torch.tensor(float("inf"))}, {"path": ["c.png"]}, 0)
+    with pytest.raises(UserError, match="not a number"):
+        guard.on_train_end(trainer, module)
+
+
 def test_summary_before_the_first_step_and_the_time_after_some(folder, caplog):
     with caplog.at_level(logging.INFO, logger="restorevar"):
         tiny.fit(folder, "transformer", "preflight", max_steps=4, accumulate=2, callbacks=[Preflight(3)])
