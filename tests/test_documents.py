@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from restorevar.cli import pipeline
+from restorevar.cli.lightning import read_config
 from restorevar.cli.main import COMMANDS, LIGHTNING_VERBS, resolve
 from restorevar.cli.parsing import function_parser
 
@@ -38,7 +40,8 @@ LINES = [
 
 
 @pytest.mark.parametrize("words", LINES)
-def test_command_exists(words: list[str]) -> None:
+def test_command_exists(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = [word for word in words if "=" not in word or word.startswith("-")]  # NAME=value before a command
     program = Path(words[0]).name if words else ""
     if program == "make":
@@ -52,7 +55,13 @@ def check_restorevar(words: list[str]) -> None:
     name, rest = words[0], words[1:]
     for config in (word for word in rest if word.startswith("configs/")):
         assert (ROOT / config).is_file(), config
-    if name.startswith("-") or name in LIGHTNING_VERBS:
+    if name.startswith("-"):
+        return
+    if name in LIGHTNING_VERBS:
+        read_config([name, *without_files_of_the_reader(rest)])
+        return
+    if name == "pipeline":
+        check_pipeline(without_files_of_the_reader(rest))
         return
     target = resolve(COMMANDS[name].target)
     if isinstance(target, dict):
@@ -61,6 +70,38 @@ def check_restorevar(words: list[str]) -> None:
     options = {word.partition("=")[0] for word in rest if word.startswith("--")}
     unknown = {option for option in options if option not in parser._option_string_actions and option != "--help"}
     assert not unknown or parser.takes_overrides
+
+
+def without_files_of_the_reader(words: list[str]) -> list[str]:
+    """Without `...` and options that name a file which is not in this checkout."""
+    kept: list[str] = []
+    for word in words:
+        if word == "...":
+            continue
+        if kept and kept[-1] in ("--config", "--overlay") and not (ROOT / word).is_file():
+            kept.pop()
+        else:
+            kept.append(word)
+    return kept
+
+
+def check_pipeline(words: list[str]) -> None:
+    """Parses the settings of every stage."""
+    own = {"config": None, "output": Path("runs"), "overlay": [], "overrides": []}
+    given = own | function_parser("restorevar pipeline", pipeline.pipeline).arguments(words)
+    if given["config"] is None:
+        return
+    stages, _ = pipeline.read_pipeline(given["config"])
+    for stage in stages:
+        root = given["output"] or Path("runs")
+        arguments = pipeline.stage_arguments(stage, root, given["overlay"] or [], given["overrides"] or [], stages)
+        pipeline.check_stage(stage, arguments, root / stage.name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_are_in_fences_that_are_checked(document: Path) -> None:
+    for block in blocks(document, ""):
+        assert not re.search(r"^(PYTHONPATH=\S+ )?(restorevar|python|make) ", block, re.MULTILINE), block
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
