@@ -2,12 +2,13 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 import multiprocessing
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -61,7 +62,8 @@ class Geometry(NamedTuple):
             holds always. None keeps the photo's size unless it is too small for the crop.
         horizontal_flip: Mirror half of the samples.
         vertical_flip: Turn half of the samples upside down.
-        resize_filter: `lanczos`, or `area`, three times as fast and a little softer.
+        resize_filter: `lanczos`, or `area`, three times as fast and a little softer; what has to be enlarged is left to
+            `lanczos`.
         random_crop: Draw scale and place of training crops; False takes the middle of both.
     """
 
@@ -107,7 +109,7 @@ class Geometry(NamedTuple):
 
     def resized_crop(self, image: Pixels, size: tuple[int, int], crop: Crop) -> Pixels:
         """The crop of the resized image, without resizing what Lanczos need not see."""
-        if image.shape[:2] == size or self.resize_filter == "area":
+        if image.shape[:2] == size or (self.resize_filter == "area" and not _enlarges(image, size)):
             return cut(resize(image, size, self.resize_filter), crop)
         top, left, height, width = crop
         vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
@@ -122,7 +124,7 @@ class Geometry(NamedTuple):
 
 
 class Skips:
-    """Counts broken files over all worker processes."""
+    """Counts samples that another was taken for, over all worker processes."""
 
     def __init__(self) -> None:
         self._count = multiprocessing.Value("q", 0)
@@ -134,7 +136,7 @@ class Skips:
 
     @property
     def count(self) -> int:
-        """Samples replaced so far."""
+        """How many so far."""
         return self._count.value
 
 
@@ -172,7 +174,7 @@ class TrainingDataset(Dataset[RestorationSample]):
         pools: What draws refer to.
         geometry: Crop, scale and flips.
         seed: Fixes everything.
-        skips: Counts broken files, which are replaced by others of their pool; None raises instead.
+        skips: Counts samples of broken files, which are replaced by others of their pool; None raises instead.
         cache_megabytes: Memory of each worker for decoded photos.
         permute_colors: Exchange the colour channels at random.
         jpeg_share: Share of degraded images that went through JPEG, in [0, 1].
@@ -202,19 +204,15 @@ class TrainingDataset(Dataset[RestorationSample]):
 
     def __getitem__(self, draw: Draw) -> RestorationSample:
         pool = self.pools[draw.pool]
-        record = pool.records[draw.record]
-        for attempt in range(ATTEMPTS):
-            generator = np.random.default_rng([self.seed, draw.epoch, draw.position, attempt])
-            try:
-                return self._sample(pool, record, generator)
-            except UserError as error:
-                located = _located(error, record)
-                if self.skips is None or attempt == ATTEMPTS - 1:
-                    raise located from None
-                self.skips.add()
-                _warn_once(f"skipped: {located}")
+
+        def attempts() -> Iterator[tuple[Record, Callable[[], RestorationSample]]]:
+            record = pool.records[draw.record]
+            for attempt in range(ATTEMPTS):
+                generator = np.random.default_rng([self.seed, draw.epoch, draw.position, attempt])
+                yield record, functools.partial(self._sample, pool, record, generator)
                 record = pool.records[int(generator.integers(len(pool.records)))]
-        raise AssertionError("unreachable")
+
+        return _first_whole(attempts(), self.skips)
 
     def _sample(self, pool: Pool, record: Record, generator: np.random.Generator) -> RestorationSample:
         low, high = pool.severity
@@ -266,7 +264,7 @@ class FixedDataset(Dataset[RestorationSample]):
         records: One a sample; each has a kind.
         geometry: A crop from the middle; None keeps the photo's own size.
         with_clean: Hand out clean images where there are any.
-        skips: Counts broken files, which are replaced by the next sample; None raises instead.
+        skips: Counts samples of broken files, which are replaced by the next; None raises instead.
     """
 
     def __init__(
@@ -282,17 +280,10 @@ class FixedDataset(Dataset[RestorationSample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> RestorationSample:
-        for attempt in range(ATTEMPTS):
-            record = self.records[index] if attempt == 0 else self.records[(index + attempt) % len(self.records)]
-            try:
-                return self._sample(record)
-            except UserError as error:
-                located = _located(error, record)
-                if self.skips is None or attempt == ATTEMPTS - 1:
-                    raise located from None
-                self.skips.add()
-                _warn_once(f"skipped: {located}")
-        raise AssertionError("unreachable")
+        first = self.records[index]  # ends iteration where there is none
+        following = (self.records[(index + attempt) % len(self.records)] for attempt in range(1, ATTEMPTS))
+        records = itertools.chain([first], following)
+        return _first_whole(((record, functools.partial(self._sample, record)) for record in records), self.skips)
 
     def _sample(self, record: Record) -> RestorationSample:
         kind = record.kind or CLEAN_KIND
@@ -321,7 +312,7 @@ class FixedDataset(Dataset[RestorationSample]):
             "dataset": record.dataset,
             "path": record.path,
             "severity": severity,
-            "parameters": json.dumps(parameters, sort_keys=True),
+            "parameters": _json(kind, parameters),
         }
         if clean is not None and self.with_clean:
             sample["clean"] = to_tensor(clean)
@@ -333,10 +324,47 @@ class FixedDataset(Dataset[RestorationSample]):
         return self.geometry.resized_crop(image, *self.geometry.plan(image.shape, None))
 
 
+def _first_whole(
+    attempts: Iterable[tuple[Record, Callable[[], RestorationSample]]], skips: Skips | None
+) -> RestorationSample:
+    """The first of several samples that can be made.
+
+    Args:
+        attempts: Up to `ATTEMPTS` records and what makes their samples; the next is asked for when one has failed.
+        skips: Counts samples that another record was taken for; None takes none.
+
+    Raises:
+        UserError: What is wrong with the last record tried.
+    """
+    for number, (record, make) in enumerate(attempts, 1):
+        try:
+            sample = make()
+        except UserError as error:
+            located = _located(error, record)
+            if skips is None or number == ATTEMPTS:
+                raise located from None
+            _warn_once(f"skipped: {located}")
+        else:
+            if skips is not None and number > 1:
+                skips.add()
+            return sample
+    raise AssertionError("unreachable")
+
+
 def _located(error: UserError, record: Record) -> UserError:
     """The error with the photo's path, and the manifest's file and row if it has one."""
     message = str(error) if record.path in str(error) or str(record.clean) in str(error) else f"{record.path}: {error}"
     return UserError(f"{record.origin}: {message}" if record.origin is not None else message)
+
+
+def _json(kind: str, parameters: dict[str, Any]) -> str:
+    try:
+        return json.dumps(parameters, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"degradation {kind!r} returned parameters that are not fit for JSON ({error}); expected plain numbers and"
+            " texts, such as float(value)"
+        ) from None
 
 
 def short_kind(kind: str) -> str:
@@ -371,12 +399,16 @@ def read_pair(record: Record, read: Callable[[str], Pixels] = read_image) -> tup
 
 
 def resize(image: Pixels, size: tuple[int, int], resize_filter: ResizeFilter = "lanczos") -> Pixels:
-    """To (height, width), antialiased."""
+    """To (height, width), antialiased; enlarged on either axis with Lanczos always, as `area` would repeat pixels."""
     if image.shape[:2] == size:
         return image
-    if resize_filter == "area":
+    if resize_filter == "area" and not _enlarges(image, size):
         return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), np.uint8)
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def _enlarges(image: Pixels, size: tuple[int, int]) -> bool:
+    return size[0] > image.shape[0] or size[1] > image.shape[1]
 
 
 def through_jpeg(image: Pixels, quality: int) -> Pixels:

@@ -24,7 +24,8 @@ class Layout:
     Patterns are the last parts of a path, without the file's ending: `{name}`, `{scene}` and `{degradation}` stand for
     a whole folder or file name, any other `{word}` for a piece of one without an underscore. A clean image is looked
     up by its pattern, filled in with what the degraded one's stood for, beside the degraded image's own folders.
-    Capital and small letters are the same.
+    Capital and small letters are the same. Of several sets of the table whose patterns a degraded image fits, it is
+    that of the most exact one: `train/input/{name}` does not take `GoPro/train/input/1.png`.
 
     Attributes:
         dataset: Name of the set in manifests.
@@ -106,9 +107,12 @@ LAYOUTS: dict[str, Layout] = {
             "hazy/{part}/{id}_{airlight}_{beta}",
             "haze/{part}/{id}_{airlight}_{beta}",
             "synthetic/{part}/{id}_{airlight}_{beta}",
-            "hazy/{id}_{airlight}_{beta}",
+            *(f"{folder}/hazy/{{id}}_{{airlight}}_{{beta}}" for folder in ("OTS", "OTS/train")),  # as ITS's but for OTS
         ),
-        ("clear/{id}", "clear/clear_images/{id}", "clear/clear/{id}", "gt/{id}", "original/{id}"),
+        (
+            *("clear/{id}", "clear/clear_images/{id}", "clear/clear/{id}", "gt/{id}", "original/{id}"),
+            *(f"{folder}/{clean}/{{id}}" for folder in ("OTS", "OTS/train") for clean in ("clear", "gt")),
+        ),
         count=72135,
         clean_count=2061,
         note="The set without the photos that SOTS holds too; the whole release has 313,950 from 8,970.",
@@ -128,8 +132,8 @@ LAYOUTS: dict[str, Layout] = {
         "SOTS-outdoor",
         "haze",
         "test",
-        ("outdoor/hazy/{id}_{airlight}_{beta}",),
-        ("outdoor/gt/{id}", "outdoor/clear/{id}"),
+        ("outdoor/hazy/{id}_{airlight}_{beta}", "OTS/test/hazy/{id}_{airlight}_{beta}"),
+        ("outdoor/gt/{id}", "outdoor/clear/{id}", "OTS/test/clear/{id}"),
         count=500,
         clean_count=492,
     ),
@@ -327,8 +331,15 @@ def match_both_ways(layout: Layout, files: Iterable[Path]) -> tuple[list[Match],
     Returns:
         Matches, and files that fit the pattern of a clean image beside the folders of a match but are in none.
     """
-    degraded, cleans = ([_compiled(pattern) for pattern in part] for part in (layout.degraded, layout.clean))
-    left_out = layout.leave_out
+    degraded = [_compiled(pattern, layout.leave_out) for pattern in layout.degraded]
+    cleans = [_compiled(pattern) for pattern in layout.clean]
+    rivals = [
+        _compiled(pattern, other.leave_out)
+        for other in LAYOUTS.values()
+        if other != layout and layout in LAYOUTS.values()  # a user's own patterns mean what they say
+        for pattern in other.degraded
+    ]
+    rivals = [rival for rival in rivals if rival.exactness > min(own.exactness for own in degraded)]
     named: dict[str, list[Path]] = {}
     for path in files:
         named.setdefault(_plain(path), []).append(path)
@@ -336,8 +347,8 @@ def match_both_ways(layout: Layout, files: Iterable[Path]) -> tuple[list[Match],
     starts: set[str] = set()
     used: set[Path] = set()
     for plain, group in named.items():
-        fitting = (found for found in _found(degraded, plain) if found.groupdict().get("degradation") not in left_out)
-        if (found := next(fitting, None)) is None:
+        own, found = next(_found(degraded, plain), (None, None))
+        if own is None or found is None or any(rival.exactness > own.exactness for rival, _ in _found(rivals, plain)):
             continue
         words, start = found.groupdict(), _start(found)
         kind = layout.kinds.get(words.get("degradation", ""), layout.kind)
@@ -360,7 +371,7 @@ def match_both_ways(layout: Layout, files: Iterable[Path]) -> tuple[list[Match],
         path
         for plain, group in named.items()
         for path in group
-        if path not in used and any(_start(found) in starts for found in _found(cleans, plain))
+        if path not in used and any(_start(found) in starts for _, found in _found(cleans, plain))
     ]
     return matches, alone
 
@@ -369,23 +380,44 @@ def _plain(path: Path) -> str:
     return path.with_suffix("").as_posix().lower()
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+class Pattern(NamedTuple):
+    """A compiled pattern.
+
+    Attributes:
+        regex: Fits the last parts of a path.
+        depth: How many parts.
+        exactness: How many folders and pieces of names it asks for by their letters.
+        leave_out: What `{degradation}` must not stand for.
+    """
+
+    regex: re.Pattern[str]
+    depth: int
+    exactness: int
+    leave_out: tuple[str, ...]
+
+
+def _compiled(pattern: str, leave_out: tuple[str, ...] = ()) -> Pattern:
     def group(match: re.Match[str]) -> str:
         word = match[1]
         return f"(?P<{word}>[^/]+)" if word in ("name", "scene", "degradation") else f"(?P<{word}>[^/_]+)"
 
     escaped = re.sub(r"\\\{(\w+)\\\}", group, re.escape(pattern.lower()))
-    return re.compile(f"(?:^|/){escaped}$")
+    exactness = len(re.findall(r"[^/{}]+", WORD.sub("{}", pattern)))
+    return Pattern(re.compile(escaped), pattern.count("/") + 1, exactness, leave_out)
 
 
-def _found(patterns: Sequence[re.Pattern[str]], plain: str) -> Iterator[re.Match[str]]:
-    return (found for pattern in patterns if (found := pattern.search(plain)))
+def _found(patterns: Iterable[Pattern], plain: str) -> Iterator[tuple[Pattern, re.Match[str]]]:
+    """Those that fit the end of a path, in their order."""
+    starts = [0, *(slash.end() for slash in re.finditer("/", plain))]  # of its parts
+    for pattern in patterns:
+        found = pattern.regex.fullmatch(plain, starts[-pattern.depth]) if pattern.depth <= len(starts) else None
+        if found is not None and found.groupdict().get("degradation") not in pattern.leave_out:
+            yield pattern, found
 
 
 def _start(found: re.Match[str]) -> str:
     """The folders above those of a pattern, with a slash at the end."""
-    text = found.string
-    return text[: found.start()] + ("/" if text[found.start()] == "/" else "")
+    return found.string[: found.start()]
 
 
 def _usable(templates: Sequence[str], words: Mapping[str, str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Data loaders: one that can resume in the middle of an epoch, and one for fixed sets."""
 
+import logging
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,10 @@ from restorevar.datamodules.sampler import EpochSampler
 from restorevar.errors import UserError
 
 __all__ = ["FixedSampler", "TrainingLoader", "fixed_loader"]
+
+logger = logging.getLogger(__name__)
+
+CHANGES = {"length": "number of samples", "seed": "seed", "tasks": "mixture of kinds and sources"}
 
 
 class WorkerLoader(DataLoader[Any]):
@@ -104,16 +110,31 @@ class TrainingLoader:
         return self.epoch_sampler.start + max(batches, 0) * self.epoch_sampler.step
 
     def state_dict(self) -> dict[str, int]:
-        """The position: plain integers, the same on every process."""
-        return {"epoch": self.epoch_sampler.epoch, "consumed": self.consumed}
+        """The position, and what it is a position in: plain integers, the same on every process."""
+        return {"epoch": self.epoch_sampler.epoch, "consumed": self.consumed, **self._order()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration start at a saved position, taken by any number of processes."""
+        """Makes the next iteration start at a saved position, taken by any number of processes.
+
+        Warns if the order of samples that it is a position in was another; older checkpoints do not tell.
+        """
+        changed = [name for name, value in self._order().items() if state.get(name, value) != value]
+        if changed and self.epoch_sampler.rank == 0:
+            logger.warning(
+                "the training data or their seed are not those of the checkpoint (%s): samples of its epoch may come"
+                " twice or not at all",
+                ", ".join(f"another {CHANGES[name]}" for name in changed),
+            )
         self.epoch_sampler.set_epoch(int(state["epoch"]))
-        self.epoch_sampler.start = int(state["consumed"])
+        self.epoch_sampler.start = min(int(state["consumed"]), self.epoch_sampler.length)
         self._handed_out, self._epoch = 0, self.epoch_sampler.epoch
         if self._on_load is not None:
             self._on_load(self)
+
+    def _order(self) -> dict[str, int]:
+        """What fixes the order of the samples, under the names of `CHANGES`."""
+        sampler = self.epoch_sampler
+        return {"length": sampler.length, "seed": sampler.seed, "tasks": zlib.crc32(repr(sampler.tasks).encode())}
 
     def shutdown(self) -> None:
         """Ends the worker processes."""
@@ -130,7 +151,8 @@ class FixedSampler(DistributedSampler[int]):
         rank: This process.
         world_size: Number of processes.
         equal: Repeat samples so that every process has equally many. For sharded models only, which wait for each
-            other at every forward; elsewhere each sample is seen once.
+            other at every forward; elsewhere each sample is seen once, unless there are fewer than processes: then
+            some are repeated too, as Lightning refuses a process without any.
     """
 
     def __init__(self, length: int, rank: int = 0, world_size: int = 1, equal: bool = False) -> None:
@@ -146,7 +168,11 @@ class FixedSampler(DistributedSampler[int]):
 
 
 def fixed_loader(
-    dataset: Dataset[RestorationSample], batch_size: int, num_workers: int, sampler: FixedSampler
+    dataset: Dataset[RestorationSample],
+    batch_size: int,
+    num_workers: int,
+    sampler: FixedSampler,
+    pin_memory: bool = False,
 ) -> DataLoader[RestorationSample]:
     """A loader of a process's part of a fixed set.
 
@@ -155,6 +181,7 @@ def fixed_loader(
         batch_size: Samples in a batch.
         num_workers: Worker processes.
         sampler: The process's part.
+        pin_memory: Whether batches go to page-locked memory.
 
     Returns:
         The loader.
@@ -165,6 +192,7 @@ def fixed_loader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
+        pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=_leave_signals_to_the_run,
     )

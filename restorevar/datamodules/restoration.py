@@ -51,7 +51,8 @@ class RestorationDataModule(L.LightningDataModule):
             this range, drawn log-uniformly and at most the photo's own size unless the lower end asks for more.
             (1.125, 1.125) is the published recipe; (1.0, 2.5) gives a small model a range of scales; null crops from
             the photo as it is.
-        resize_filter: How: `lanczos`, as published, or `area`, three times as fast and a little softer.
+        resize_filter: How: `lanczos`, as published, or `area`, three times as fast and a little softer. Photos are
+            enlarged with `lanczos` always.
         random_crop: Draw scale and place of training crops; False takes the middle of both, as in validation, the same
             in every epoch.
         horizontal_flip: Mirror half of the training samples.
@@ -213,6 +214,7 @@ class RestorationDataModule(L.LightningDataModule):
             batch_size,
             self.num_workers,
             sampler,
+            self.pin_memory,
         )
 
     def _of(self, part: str) -> list[Collection]:
@@ -246,7 +248,8 @@ class RestorationDataModule(L.LightningDataModule):
         if self.trainer is None or self._train_loader is None:
             return 0
         progress = cast(Any, self.trainer.fit_loop.epoch_loop.batch_progress.current)
-        whole_epoch = progress.processed == len(self._train_loader)  # its last step is taken whatever was gathered
+        batches = min(len(self._train_loader), self.trainer.num_training_batches)  # the latter by limit_train_batches
+        whole_epoch = progress.processed >= batches  # its last step is taken whatever was gathered
         gathered = 0 if whole_epoch else progress.processed % self.trainer.accumulate_grad_batches
         return progress.ready - progress.processed + gathered
 
@@ -324,8 +327,10 @@ def training_tasks(collections: Sequence[Collection], clean_share: float) -> tup
         if not weights:
             raise UserError("clean_share: every source is clean already; leave it out")
         for collection in collections:
-            if CLEAN_KIND not in collection.kinds:
-                add(CLEAN_KIND, collection.records, (0.0, 0.0), collection.repeat)
+            held = (None, CLEAN_KIND) if CLEAN_KIND in collection.kinds else ()  # by its own pool of clean pairs
+            records = [record for record in collection.records if record.kind not in held]
+            if records:
+                add(CLEAN_KIND, records, (0.0, 0.0), collection.repeat)
     total = sum(weights.values())
     shares = {kind: (1 - clean_share) * weight / total for kind, weight in weights.items()}
     if clean_share > 0:

@@ -2,13 +2,14 @@
 
 import fnmatch
 import importlib.util
+import itertools
 import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from restorevar.datamodules.layouts import find_layout, match_files
 from restorevar.datamodules.manifest import located, read_manifest
 from restorevar.datamodules.shards import read_index
 from restorevar.errors import UserError
+from restorevar.restoration.photo import SUFFIXES
 
 __all__ = [
     "CleanPhotos",
@@ -132,7 +134,8 @@ class CleanPhotos(Source):
             depth estimated.
         gamma: Lowest and highest exponent, drawn log-uniformly, that a training photo's values in [0, 1] are raised to
             before it is degraded; above 1 darkens. Photos that are meant to be dark are rare, and without some a model
-            takes all darkness for a fault; for kinds other than `low_light`, which makes its own.
+            takes all darkness for a fault. It applies to every kind of the source, so make it a source of its own
+            without `low_light`, whose darkness is to be undone.
     """
 
     folders: list[str]
@@ -183,6 +186,9 @@ class PairedFolders(Source):
         """See `Source.collect`."""
         check_kind(self.kind)
         degraded_folder, clean_folder = resolve(self.degraded, root), resolve(self.clean, root)
+        for folder in (degraded_folder, clean_folder):
+            if os.path.isfile(folder):
+                raise UserError(f"{folder}: a file; expected a folder of images, give the one that it lies in")
         partners: dict[Path, list[Path]] = {}
         for path in list_photos(clean_folder):
             partners.setdefault(path.relative_to(clean_folder).with_suffix(""), []).append(path)
@@ -252,11 +258,7 @@ class Manifest(Source):
             if (self.kinds is None or row.kind in self.kinds)
             and (self.datasets is None or row.dataset in self.datasets)
         ]
-        records = limited(records, self.limit)
-        if not records:
-            raise UserError(f"{path}: no row left; loosen `kinds`, `datasets` or `limit`")
-        weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
-        return Collection(records, weights, repeat=check_repeat(self.repeat))
+        return _pairs(path, records, self.weight, self.repeat, self.limit)
 
 
 @dataclass
@@ -305,12 +307,8 @@ class PublicSet(Source):
             for match in matches
             if self.kinds is None or match.kind in self.kinds
         ]
-        records = limited(records, self.limit)
-        if not records:
-            raise UserError(f"{folder}: no pair left; loosen `kinds` or `limit`")
-        weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
         testing = None if layout.split == "train" else f"{self.layout} is a {layout.split} set"
-        return Collection(records, weights, repeat=check_repeat(self.repeat), testing=testing)
+        return _pairs(folder, records, self.weight, self.repeat, self.limit, testing)
 
 
 @dataclass
@@ -319,19 +317,19 @@ class Shards(Source):
 
     Args:
         folder: Folder of the shards.
-        degradations: For shards of clean photos: kinds and their weights, as in `CleanPhotos`.
-        severity: For shards of clean photos: lowest and highest severity.
+        degradations: For shards of clean photos: kinds and their weights, as in `CleanPhotos`; all if not given.
+        severity: For shards of clean photos: lowest and highest severity; 0 to 1 if not given.
         kinds: For shards of pairs: take these kinds only.
-        weight: For shards of pairs: weight of each kind as a task.
+        weight: For shards of pairs: weight of each kind as a task; 1 if not given.
         repeat: How often each sample counts in an epoch.
         limit: Take the first so many samples only.
     """
 
     folder: str
-    degradations: dict[str, float] = field(default_factory=_equal_weights)
-    severity: tuple[float, float] = (0.0, 1.0)
+    degradations: dict[str, float] | None = None
+    severity: tuple[float, float] | None = None
     kinds: list[str] | None = None
-    weight: float = 1.0
+    weight: float | None = None
     repeat: int = 1
     limit: int | None = None
 
@@ -340,26 +338,26 @@ class Shards(Source):
         for kind in self.kinds or ():
             check_kind(kind)
         folder = resolve(self.folder, root)
-        records = []
+        pairs, photos = [], []
         for degraded, clean, fields in read_index(folder):
             dataset, kind = fields.get("dataset", folder.name), fields.get("degradation", "other")
             check_kind(kind)
             if degraded is None:
-                records.append(Record(clean, None, None, dataset, made=True))
-            elif self.kinds is None or kind in self.kinds:
-                records.append(Record(degraded, clean, kind, dataset))
-        records = limited(records, self.limit)
-        if not records:
-            raise UserError(f"{folder}: no sample left; loosen `kinds` or `limit`")
-        made = {record.made for record in records}
-        if len(made) > 1:
+                photos.append(Record(clean, None, None, dataset, made=True))
+            else:
+                pairs.append(Record(degraded, clean, kind, dataset))
+        if pairs and photos:
             raise UserError(f"{folder}: found pairs and single photos; expected one or the other in a folder of shards")
-        if made == {True}:
-            weights, severity = check_made(self.degradations), check_severity(self.severity)
-        else:
-            weights = check_weights(dict.fromkeys(sorted({record.kind or "other" for record in records}), self.weight))
-            severity = (0.0, 1.0)
-        return Collection(records, weights, severity, check_repeat(self.repeat))
+        found, useless = ("clean photos", ("kinds", "weight")) if photos else ("pairs", ("degradations", "severity"))
+        for name in useless:
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: found {getattr(self, name)}, but {folder} holds {found}; leave it out")
+        if photos:
+            weights = check_made(_equal_weights() if self.degradations is None else self.degradations)
+            severity = check_severity((0.0, 1.0) if self.severity is None else self.severity)
+            return Collection(limited(photos, self.limit), weights, severity, check_repeat(self.repeat))
+        chosen = [record for record in pairs if self.kinds is None or record.kind in self.kinds]
+        return _pairs(folder, chosen, 1.0 if self.weight is None else self.weight, self.repeat, self.limit)
 
 
 @dataclass
@@ -436,6 +434,17 @@ class Photos(Source):
         return Collection(records, {self.kind: 1.0})
 
 
+def _pairs(
+    place: Path, records: list[Record], weight: float, repeat: int, limit: int | None, testing: str | None = None
+) -> Collection:
+    """The collection of what is left of the pairs in `place`, a task of the weight for each of their kinds."""
+    records = limited(records, limit)
+    if not records:
+        raise UserError(f"{place}: no pair of the `kinds` or `datasets` asked for; correct them or leave them out")
+    kinds = sorted({record.kind for record in records if record.kind is not None})  # pairs have one
+    return Collection(records, check_weights(dict.fromkeys(kinds, weight)), (0.0, 1.0), check_repeat(repeat), testing)
+
+
 def resolve(path: str, root: Path) -> Path:
     """Where a path of a configuration file points.
 
@@ -454,7 +463,10 @@ def resolve(path: str, root: Path) -> Path:
     """
     if path.startswith("package:"):
         package, _, inside = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # of the package around it, or no name at all
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"{path}: no package '{package}' is installed; install it or give another folder")
         return Path(next(iter(spec.submodule_search_locations))) / inside
@@ -477,8 +489,6 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
     Raises:
         UserError: It does not exist, or holds no photo, or none that matches; the message names what is there.
     """
-    from restorevar.restoration.photo import SUFFIXES
-
     if os.path.isfile(folder):  # pathlib raises if the name is too long to exist
         return [folder]
     if not os.path.isdir(folder):
@@ -490,12 +500,7 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
             f"{folder}: no such folder; {there} has: {', '.join(names) or 'nothing'}. Correct the path, or set the root"
             " (data.root or RESTOREVAR_DATA)"
         )
-    photos = [
-        Path(parent, name)
-        for parent, names in _walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-    ]
+    photos = [path for path in _walk(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not photos:
         raise UserError(f"{folder}: no photo in it; expected files ending in {', '.join(SUFFIXES)}")
     found = [photo for photo in photos if any(fnmatch.fnmatchcase(photo.name, pattern) for pattern in include)]
@@ -508,16 +513,18 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
     return sorted(found)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names) of a folder and all below it, through links as data sets are often put together from."""
-    seen = set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a folder around it, or the same folder twice
-            below.clear()
-            continue
-        seen.add(real)
-        yield parent, names
+def _walk(folder: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Files of a folder and all below it, through links as data sets are often put together from.
+
+    Two links to one folder are two folders; a link to one of those `around` it is none.
+    """
+    real = os.path.realpath(folder)
+    if real in around:
+        return
+    for _, below, names in itertools.islice(os.walk(folder), 1):  # nothing where it cannot be read
+        yield from (folder / name for name in names)
+        for name in sorted(below):
+            yield from _walk(folder / name, (*around, real))
 
 
 def _photos_of(
@@ -548,7 +555,7 @@ def depth_maps(photos: Sequence[tuple[Path, str, Path]], folder: Path) -> dict[P
         raise UserError(f"{folder}: no such folder; expected depth maps with the photos' names")
     at_place: dict[Path, list[Path]] = {}
     of_name: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_walk(folder)):
         if path.suffix.lower() in (".npy", ".png", ".tif", ".tiff"):
             at_place.setdefault(path.relative_to(folder).with_suffix(""), []).append(path)
             of_name.setdefault(path.stem, []).append(path)
@@ -579,9 +586,11 @@ def read_depth(path: str, size: tuple[int, int]) -> NDArray[np.float32]:
     Raises:
         UserError: It is missing, no map, or has no finite value.
     """
+    depth: NDArray[Any] | None
     try:
         if path.lower().endswith(".npy"):
-            depth = np.load(path, allow_pickle=False)
+            with open(path, "rb") as file:
+                depth = np.lib.format.read_array(file, allow_pickle=False)
         else:
             depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, cv2.error) as error:

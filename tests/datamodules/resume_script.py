@@ -59,6 +59,7 @@ def run(
     stop_after: int = 0,
     save: Path | None = None,
     accumulate: int = 1,
+    limit: int | None = None,
 ) -> dict:
     module = Recorder()
     data = RestorationDataModule(
@@ -76,6 +77,7 @@ def run(
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
+        limit_train_batches=limit,
         logger=False,
         num_sanity_val_steps=0,
         enable_progress_bar=False,

@@ -1,6 +1,8 @@
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from restorevar.datamodules.layouts import LAYOUTS, find_layout, match_both_ways, match_files, own_layout
 from restorevar.datamodules.sources import PublicSet, check_kind
@@ -8,6 +10,7 @@ from restorevar.errors import UserError
 
 from .conftest import write_photos
 
+DATASETS = Path(__file__).parents[2] / "docs" / "datasets.md"
 WORDS = {
     "name": "a_1",
     "scene": "GOPR0372_07_00",
@@ -42,6 +45,61 @@ def test_every_pattern_finds_its_partner_wherever_the_set_lies(name):
                 assert (match.degraded, match.clean, match.fault, alone) == (degraded, clean, "", [])
                 expected = layout.kinds.get(degradation, layout.kind) if "{degradation}" in pattern else layout.kind
                 assert match.kind == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_other_set_takes_an_example(name):
+    for pattern in LAYOUTS[name].degraded:
+        degraded = Path("/any/where", pattern.format(**WORDS, degradation="haze_rain")).with_suffix(".png")
+        assert [other for other, layout in LAYOUTS.items() if match_files(layout, [degraded])] == [name]
+
+
+def test_sets_under_one_folder_keep_apart(tmp_path):
+    """Sets as they are unpacked: from the folder above them all, and from those that the documentation gives."""
+    places = {
+        "reside_its": ("RESIDE/ITS/hazy/1_1_0.90179.png", "RESIDE/ITS/clear/1.png"),
+        "reside_ots": ("RESIDE/OTS/hazy/0005_0.8_0.04.jpg", "RESIDE/OTS/clear/0005.jpg"),
+        "sots_indoor": ("RESIDE/SOTS/indoor/hazy/1400_1.png", "RESIDE/SOTS/indoor/gt/1400.png"),
+        "sots_outdoor": ("RESIDE/SOTS/outdoor/hazy/0001_0.8_0.2.jpg", "RESIDE/SOTS/outdoor/gt/0001.png"),
+        "snow100k_train": ("Snow100K/all/synthetic/a_b_1.jpg", "Snow100K/all/gt/a_b_1.jpg"),
+        "snow100k_s": ("Snow100K/Snow100K-S/synthetic/a_b_1.jpg", "Snow100K/Snow100K-S/gt/a_b_1.jpg"),
+        "rain13k": ("Rain13K/train/input/1.jpg", "Rain13K/train/target/1.jpg"),
+        "rain100h": ("Rain13K/test/Rain100H/input/1.png", "Rain13K/test/Rain100H/target/1.png"),
+        "lol_v1_train": ("LOLv1/our485/low/2.png", "LOLv1/our485/high/2.png"),
+        "lol_v1_test": ("LOLv1/eval15/low/1.png", "LOLv1/eval15/high/1.png"),
+        "gopro_train": ("GoPro/train/input/a-1.png", "GoPro/train/target/a-1.png"),
+        "gopro_test": ("GoPro/test/input/b-1.png", "GoPro/test/target/b-1.png"),
+        "lhp_rain": ("LHP-Rain/test/input/3.png", "LHP-Rain/test/gt/3.png"),
+        "revide_train": ("REVIDE/train/hazy/C001/00000.JPG", "REVIDE/train/gt/C001/00000.JPG"),
+    }
+    for name in (name for pair in places.values() for name in pair):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (example,) = re.findall(r"```yaml\n(# paper_data.*?)```", DATASETS.read_text(), re.DOTALL)
+    data = yaml.safe_load(example)["data"]
+    shown = [PublicSet(**source["init_args"]) for source in data["train"] + data["val"]]
+    assert {source.layout for source in shown} <= set(places)
+    for source in shown + [PublicSet(name, ".") for name in places]:
+        pairs = [(record.path, record.clean) for record in source.collect(tmp_path).records]
+        assert pairs == [tuple(str(tmp_path / name) for name in places[source.layout])], source
+
+
+@pytest.mark.parametrize(
+    ("folder", "owner"),
+    [("OTS/train/hazy", "reside_ots"), ("OTS/train/hazy/part1", "reside_ots"), ("OTS/test/hazy", "sots_outdoor")],
+)
+def test_copies_with_train_and_test_below_ots(folder, owner):
+    degraded = Path("/d", folder, "0005_0.8_0.04.jpg")
+    clean = Path("/d", folder.partition("/hazy")[0], "clear/0005.jpg")
+    found = {name: match_files(layout, [degraded, clean]) for name, layout in LAYOUTS.items()}
+    assert {name: matches for name, matches in found.items() if matches} == {owner: [(degraded, clean, "haze", "")]}
+
+
+def test_a_users_own_patterns_mean_what_they_say():
+    files = [Path("/d/GoPro/train/input/1.png"), Path("/d/GoPro/train/target/1.png")]
+    assert match_files(LAYOUTS["rain13k"], files) == []
+    own = own_layout("S", "rain", "train/input/{name}", "train/target/{name}")
+    assert match_files(own, files) == [(*files, "rain", "")]
 
 
 def test_what_a_set_holds_besides_is_not_taken():

@@ -1,6 +1,7 @@
 import multiprocessing
 import subprocess
 import sys
+import zlib
 from itertools import chain
 from pathlib import Path
 
@@ -44,12 +45,13 @@ def test_position_counts_what_was_handed_out_not_what_was_prefetched(workers):
     for _ in range(3):
         next(iterator)
     state = loader.state_dict()
-    assert state == {"epoch": 0, "consumed": 12}
+    order = {"length": 40, "seed": 0, "tasks": zlib.crc32(repr(loader.epoch_sampler.tasks).encode())}
+    assert state == {"epoch": 0, "consumed": 12, **order}
     rest = positions(iterator)
     resumed = loader_of(workers=workers)
     resumed.load_state_dict(state)
     assert positions(resumed) == rest
-    assert resumed.state_dict() == {"epoch": 0, "consumed": 40}
+    assert resumed.state_dict() == {"epoch": 0, "consumed": 40, **order}
     loader.shutdown()
     resumed.shutdown()
 
@@ -93,9 +95,28 @@ def test_the_next_epoch_begins_at_its_beginning():
     loader.load_state_dict({"epoch": 3, "consumed": 36})
     assert len(positions(loader)) == 4
     loader.batch_sampler.sampler.set_epoch(4)
-    assert loader.state_dict() == {"epoch": 4, "consumed": 0}
+    assert loader.state_dict() == {**loader_of().state_dict(), "epoch": 4, "consumed": 0}
     assert len(positions(loader)) == 40
     assert len(loader) == 10
+
+
+def test_a_position_in_another_order_is_told_and_stays_in_the_epoch(caplog):
+    state = loader_of().state_dict() | {"consumed": 36}
+    loader_of().load_state_dict(state)
+    loader_of(length=30).load_state_dict({"epoch": 0, "consumed": 4})  # of an older version: it does not tell
+    loader_of(length=30, rank=1, world_size=2).load_state_dict(state)  # told by the first process
+    assert not caplog.records
+    shorter = loader_of(length=30)
+    shorter.load_state_dict(state)
+    assert shorter.consumed == 30
+    assert shorter.epoch_sampler.batches_left == len(positions(shorter)) == 0
+    (record,) = caplog.records
+    assert "(another number of samples, another mixture of kinds and sources)" in record.message
+    shorter.batch_sampler.sampler.set_epoch(1)
+    assert len(positions(shorter)) == 28
+    caplog.clear()
+    loader_of().load_state_dict(state | {"seed": 1})
+    assert "(another seed)" in caplog.text
 
 
 def test_workers_give_the_same_batches():

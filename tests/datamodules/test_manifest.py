@@ -65,7 +65,7 @@ GOOD = {"image_path": "a.png", "target_path": "b.png", "degradation": "Haze", "d
         ("[" * 200_000, r"m\.json: not JSON \(maximum recursion depth"),
         (json.dumps([{**GOOD, "image_path": "\udce9.png"}]), r"row 1: 'image_path' is '\\udce9"),
         ("[]", r"m\.json: no row"),
-        (json.dumps([GOOD, 3]), r"m\.json, row 2: found int|m\.json, row 2"),
+        (json.dumps([GOOD, 3]), r"m\.json, row 2: found int; expected an object with"),
         (json.dumps([GOOD, {**GOOD, "degradation": "Fog"}]), r"m\.json, row 2: degradation 'Fog'; expected one of"),
         (json.dumps([{k: v for k, v in GOOD.items() if k != "target_path"}]), r"row 1: 'target_path' is None"),
         (json.dumps([{**GOOD, "image_path": ""}]), r"row 1: 'image_path' is ''"),

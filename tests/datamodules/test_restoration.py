@@ -12,13 +12,15 @@ import torch
 from restorevar.datamodules import (
     CleanPhotos,
     FixedDegradations,
+    Manifest,
     PairedFolders,
     Photos,
     PublicSet,
     RestorationDataModule,
     Shards,
 )
-from restorevar.datamodules.manifest import Row
+from restorevar.datamodules.manifest import Row, write_manifest
+from restorevar.datamodules.restoration import training_tasks
 from restorevar.datamodules.shards import write_shards
 from restorevar.errors import UserError
 
@@ -96,6 +98,14 @@ def test_batches_have_the_fixed_keys(photos, pairs):
     assert "clean" not in predict
 
 
+def test_all_loaders_pin_memory_if_asked(photos):
+    fixed = [FixedDegradations(["photos"], ["haze"])]
+    for flag in (False, True):
+        data = module(photos.parent, train=[], val=fixed, test=fixed, predict=[Photos(["photos"])], pin_memory=flag)
+        loaders = (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+        assert [loader.pin_memory for loader in loaders] == [flag] * 3
+
+
 def test_an_epoch_is_the_sum_of_counts_with_tasks_equal_and_a_share_of_clean_pairs(photos, pairs):
     data = module(photos.parent, train=[
         CleanPhotos(["photos"], {"haze": 1.0, "rain": 1.0}, repeat=10),
@@ -105,6 +115,20 @@ def test_an_epoch_is_the_sum_of_counts_with_tasks_equal_and_a_share_of_clean_pai
     assert len(loader) == 12 * 10 + 5 * 4
     seen = Counter(kind for kind, _, _ in fingerprints(loader))
     assert seen == {"haze": 42, "rain": 42, "low_light": 42, "clean": 14}
+
+
+def test_clean_pairs_come_from_all_clean_images_each_counted_once(photos, pairs):
+    rows = [Row(f"input/{i:03}.png", f"target/{i:03}.png", "haze" if i else "clean", "set") for i in range(5)]
+    write_manifest(pairs / "list.json", rows)
+    sources = [Manifest("set/list.json", repeat=2), CleanPhotos(["photos"], {"haze": 1.0, "clean": 1.0})]
+    collections = [source.collect(photos.parent) for source in sources]
+    pools, tasks = training_tasks(collections, clean_share=0.1)
+    (clean,) = [task for task in tasks if task.name == "clean"]
+    drawn = Counter()
+    for pool, count in zip(clean.pools, clean.counts, strict=True):
+        records = pools[pool].records
+        drawn.update({record.clean or record.path: count // len(records) for record in records})
+    assert drawn == {str(pairs / row.target_path): 2 for row in rows} | {str(path): 1 for path in photos.iterdir()}
 
 
 def test_weights_set_the_shares(photos):
@@ -264,3 +288,15 @@ def test_batches_that_no_step_has_taken_in_come_again(tmp_path):
     assert (resumed["step"], resumed["epoch"]) == (6, 2)
     run(photos, 1, steps=6, accumulate=4, stop_after=10, save=tmp_path / "b.ckpt")
     assert run(photos, 1, steps=6, accumulate=4, checkpoint=tmp_path / "b.ckpt")["seen"] == whole[10:]
+
+
+def test_the_last_step_of_a_limited_epoch_does_not_come_again(tmp_path):
+    """Of 8 batches 6 are taken, in steps of 4 and 2: all of them are in a checkpoint of the epoch's end."""
+    photos = write_photos(tmp_path / "photos", 8, size=(16, 20))[0].parent
+    limited = {"steps": 4, "batch_size": 1, "accumulate": 4, "limit": 6}
+    whole = run(photos, 1, **limited)["seen"]
+    assert len(whole) == 12
+    run(photos, 1, **limited, stop_after=6, save=tmp_path / "a.ckpt")
+    resumed = run(photos, 1, **limited, checkpoint=tmp_path / "a.ckpt")
+    assert resumed["seen"] == whole[6:]
+    assert (resumed["step"], resumed["epoch"]) == (4, 2)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from restorevar.datamodules.kinds import KINDS
 from restorevar.datamodules.manifest import Row
 from restorevar.datamodules.shards import INDEX, index_shards, read_index, read_member, write_shards
 from restorevar.datamodules.sources import Shards
@@ -66,6 +67,26 @@ def test_clean_photos_are_degraded_on_the_fly(photos, tmp_path):
     assert len(collection.records) == 12
     assert all(record.made and record.kind is None for record in collection.records)
     assert (dict(collection.kinds), collection.severity) == ({"haze": 1.0}, (0.2, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("", {"kinds": ["haze"]}, r"kinds: found \['haze'\], but \S+ holds clean photos; leave it out"),
+        ("", {"weight": 1.0}, "weight: found 1.0, but .* holds clean photos"),
+        ("target/000.png", {"degradations": {"haze": 1.0}}, "degradations: found {'haze': 1.0}, but .* holds pairs"),
+        ("target/000.png", {"severity": (0.0, 1.0)}, "severity: found .* holds pairs"),
+        ("target/000.png", {"kinds": ["haze"]}, "no pair of the `kinds`"),
+        ("target/000.png", {"weight": 0.0}, "none above 0"),
+    ],
+)
+def test_options_for_another_sort_of_shards_are_refused(pairs, tmp_path, target, options, message):
+    write_shards([ROWS[0]._replace(target_path=target)], pairs, tmp_path / "shards")
+    with pytest.raises(UserError, match=message):
+        Shards("shards", **options).collect(tmp_path)
+    every = Shards("shards").collect(tmp_path)
+    assert dict(every.kinds) == ({"low_light": 1.0} if target else dict.fromkeys(KINDS, 1.0))
+    assert every.severity == (0.0, 1.0)
 
 
 def test_a_changed_or_missing_shard_is_noticed(pairs, tmp_path):

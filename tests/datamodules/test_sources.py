@@ -110,6 +110,11 @@ def test_fixed_degradations_do_not_change_when_photos_are_left_out(photos):
         (CleanPhotos(["photos"], {"no.such.thing": 1.0}), "no.such.thing"),
         (CleanPhotos(["$NO_SUCH_VARIABLE/photos"]), "not set"),
         (CleanPhotos(["package:no_such_package/data"]), "no package 'no_such_package'"),
+        (CleanPhotos(["package:no_such_package.below/data"]), r"no package 'no_such_package\.below' is installed"),
+        (CleanPhotos(["package:os.path/data"]), r"no package 'os\.path' is installed"),
+        (CleanPhotos(["package:/data"]), "no package '' is installed"),
+        (PairedFolders("photos/000.png", "photos"), r"photos.000\.png: a file; expected a folder of images"),
+        (PairedFolders("photos", "photos/000.png"), r"photos.000\.png: a file; expected a folder of images"),
         (CleanPhotos(["."], include=["*.tiff"]), "none of its 12 photos matches `include` .*tiff.*: 000.png, .*, ..."),
         (CleanPhotos(["photos"], include=["0000.png"]), r"matches `include` \(0000.png\); it has: 000.png, 001.png"),
         (CleanPhotos(["empty"]), "no photo in it"),
@@ -157,6 +162,21 @@ def test_links_to_folders_are_followed_and_rings_are_not(tmp_path):
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere" / "ring").symlink_to(tmp_path / "photos", target_is_directory=True)
     assert [path.name for path in list_photos(tmp_path / "photos")] == ["a.png", "b.png"]
+
+
+def test_two_links_to_one_folder_are_two_folders(tmp_path):
+    write(tmp_path, "gt/1.png", "degraded/light/1.png", "degraded/heavy/1.png", "maps/1.npy")
+    for folder, target in (("clean", "gt"), ("depth", "maps")):
+        for link in ("light", "heavy"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / link).symlink_to(tmp_path / target, target_is_directory=True)
+    pairs = PairedFolders("degraded", "clean").collect(tmp_path).records
+    expected = [(f"degraded/{link}/1.png", f"clean/{link}/1.png") for link in ("heavy", "light")]
+    assert [(record.path, record.clean) for record in pairs] == [
+        (str(tmp_path / degraded), str(tmp_path / clean)) for degraded, clean in expected
+    ]
+    photos = CleanPhotos(["degraded"], depth="depth").collect(tmp_path).records
+    assert [record.depth for record in photos] == [str(tmp_path / f"depth/{link}/1.npy") for link in ("heavy", "light")]
 
 
 def test_paths_may_come_from_the_environment_or_a_package(monkeypatch, photos):

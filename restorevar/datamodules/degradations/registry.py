@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,8 @@ def degrade(
         uint8 RGB of the crop's size, and a dict of the parameters used, fit for JSON.
 
     Raises:
-        UserError: One of the arguments is not as described.
+        UserError: One of the arguments is not as described, or a function of the user's own returned something else
+            than it should.
     """
     photo = np.asarray(photo)
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape:
@@ -107,8 +109,23 @@ def degrade(
             raise UserError(f"the depth map is {depth.shape}; expected the photo's {(height, width)}")
     function: DegradationFunction = get_degradation(kind) if isinstance(kind, str) else kind
     result = function(View(photo, window, int(seed), depth), float(severity))
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise UserError(f"degradation {kind!r} returned a {type(result).__name__}; expected (image, parameters)")
-    image, parameters = result
-    used = {"kind": kind if isinstance(kind, str) else kind.__name__, "severity": float(severity), "seed": int(seed)}
+    name = kind if isinstance(kind, str) else kind.__name__
+    image, parameters = _checked(name, result, (window.height, window.width, 3))
+    used = {"kind": name, "severity": float(severity), "seed": int(seed)}
     return to_uint8(image), {**used, **parameters}
+
+
+def _checked(kind: str, result: Any, shape: tuple[int, ...]) -> tuple[FloatImage, Parameters]:
+    """What a degradation function returned, or a `UserError` that says what is wrong with it."""
+    returned = f"degradation {kind!r} returned"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise UserError(f"{returned} a {type(result).__name__}; expected (image, parameters)")
+    image, parameters = result
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{returned} an image that is a {type(image).__name__}; expected an array of {shape}")
+    if image.shape != shape or image.dtype.kind != "f":
+        found = f"{image.dtype} {image.shape}"
+        raise UserError(f"{returned} an image of {found}; expected float32 {shape}, the size of the view's window")
+    if not np.isfinite(image).all():
+        raise UserError(f"{returned} an image with values that are not finite; expected display values in [0, 1]")
+    return image, parameters

@@ -162,6 +162,41 @@ def test_wrong_arguments_are_explained(changed, told):
         degrade(**{**given, **changed})
 
 
+IMAGE = np.full((20, 20, 3), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (IMAGE, "a ndarray; expected"),
+        ((IMAGE.tolist(), {}), r"an image that is a list; expected an array of \(20, 20, 3\)"),
+        (
+            (np.zeros((28, 28, 3), np.float32), {}),
+            r"an image of float32 \(28, 28, 3\); expected float32 \(20, 20, 3\), the size of",
+        ),
+        ((IMAGE[..., 0], {}), r"an image of float32 \(20, 20\); expected"),
+        ((np.full((20, 20, 3), 128, np.uint8), {}), r"an image of uint8 \(20, 20, 3\); expected float32"),
+        (
+            (np.where(IMAGE.cumsum().reshape(IMAGE.shape) == 0.5, np.nan, IMAGE), {}),
+            "an image with values that are not finite",
+        ),
+    ],
+)
+def test_what_a_function_of_ones_own_returns_is_checked(result, told):
+    def dust(view, severity):
+        return result
+
+    photo = np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises(UserError, match=f"degradation 'dust' returned {told}"):
+        degrade(photo, dust, 0.5, 0, crop=(5, 5, 20, 20))
+
+
+def test_any_floating_image_of_the_windows_size_is_taken():
+    image, used = degrade(np.zeros((20, 20, 3), np.uint8), lambda *_: (IMAGE.astype(np.float64), {"a": 1}), 0.5, 0)
+    assert (image == 128).all()
+    assert used["a"] == 1
+
+
 def test_views_of_arrays_are_taken(photos):
     mirrored = photos[0][:, ::-1]
     assert not mirrored.flags["C_CONTIGUOUS"]
