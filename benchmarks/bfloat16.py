@@ -3,7 +3,7 @@
 Teacher-forced on float32's own tokens at least 95 % of tokens must agree, and the restored photo's PSNR against the
 clean photo may differ by 0.05 dB on average and 0.3 dB for any photo.
 
-    python benchmarks/bfloat16.py MODEL PHOTOS [--kinds haze rain ...] [--photos 40] [--output FILE.json]
+    python benchmarks/bfloat16.py MODEL PHOTOS [--kinds haze rain ...] [--count 20] [--output FILE.json]
 
 MODEL is a model folder or a shipped name, PHOTOS a folder of clean photos that the model was not trained on. Each is
 cut to the model's size, degraded with a seed of its own, and restored in both precisions.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import cv2
@@ -23,9 +22,11 @@ from torch import Tensor
 
 from restorevar import RestoreVAR
 from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.sources import list_photos
+from restorevar.errors import UserError
+from restorevar.evaluation.metrics import ImageMetrics
 from restorevar.restoration.photo import read_rgb
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 AGREEMENT, MEAN_DECIBEL, LARGEST_DECIBEL = 0.95, 0.05, 0.3
 
 
@@ -41,11 +42,6 @@ def center_cut(photo: np.ndarray, height: int, width: int) -> np.ndarray:
 def to_tensor(photo: np.ndarray) -> Tensor:
     """(1, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-def psnr(restored: Tensor, clean: Tensor) -> float:
-    """In decibels, of images in [0, 1]."""
-    return -10 * math.log10(max((restored - clean).square().mean().item(), 1e-10))
 
 
 @torch.no_grad()
@@ -68,7 +64,11 @@ def main() -> int:
     arguments = parser.parse_args()
     single = RestoreVAR.from_pretrained(arguments.model)
     half = RestoreVAR.from_pretrained(arguments.model).set_precision(torch.bfloat16)
-    files = sorted(path for path in arguments.photos.rglob("*") if path.suffix.lower() in SUFFIXES)[: arguments.count]
+    try:
+        files = list_photos(arguments.photos)[: arguments.count]
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    psnr = ImageMetrics(("psnr",))
     rows = []
     for seed, path in enumerate(files):
         kind = arguments.kinds[seed % len(arguments.kinds)]
@@ -82,15 +82,12 @@ def main() -> int:
             "kind": kind,
             "agreement": (forced[0] == forced[1]).float().mean().item(),
             "rolled_out_agreement": (expected.tokens == found.tokens).float().mean().item(),
-            "psnr_float32": psnr(expected.image, target),
-            "psnr_bfloat16": psnr(found.image, target),
+            "psnr_float32": psnr(expected.image, target)["psnr"].item(),
+            "psnr_bfloat16": psnr(found.image, target)["psnr"].item(),
         }
         rows.append(row)
         print(f"{row['photo']:32} {kind:12} tokens {row['agreement']:.4f}  "
               f"PSNR {row['psnr_float32']:.2f} -> {row['psnr_bfloat16']:.2f} dB", flush=True)  # fmt: skip
-    if not rows:
-        print(f"no photos in {arguments.photos}")
-        return 2
     differences = [row["psnr_bfloat16"] - row["psnr_float32"] for row in rows]
     summary = {
         "agreement": float(np.mean([row["agreement"] for row in rows])),

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from restorevar.cli import main as restorevar
+from restorevar.datamodules.sources import list_photos
+from restorevar.errors import UserError
 from restorevar.evaluation.scores import INPUT_METHOD, MODEL_METHOD
 from restorevar.files import atomic_write
-from restorevar.restoration.photo import SUFFIXES, read_rgb
+from restorevar.restoration.photo import read_rgb
 
 ROOT = Path(__file__).parents[1]
 CASES = ("pairs", "degradation")
@@ -43,7 +45,7 @@ def faded(photo: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 
 
 def prepare(case: str, photos: Sequence[Path], held_out: Sequence[Path], folder: Path) -> None:
-    """Lays the photos out as the case's configuration expects them.
+    """Lays the photos out as the case's configuration expects them, numbered: in several folders names come again.
 
     Args:
         case: One of ``CASES``.
@@ -54,14 +56,15 @@ def prepare(case: str, photos: Sequence[Path], held_out: Sequence[Path], folder:
     parts = {"train": photos[:TRAIN], "val": photos[TRAIN:], "test": held_out}
     for part, files in parts.items():
         for seed, file in enumerate(files):
+            name = f"{seed:03d}-{file.stem}"
             if case == "degradation":
-                copy = folder / part / file.name
+                copy = folder / part / f"{name}{file.suffix}"
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
                 continue
             photo = read_rgb(file)
-            for name, pixels in {"degraded": faded(photo, seed), "clean": photo}.items():
-                with atomic_write(folder / part / name / f"{file.stem}.png") as temporary:
+            for side, pixels in {"degraded": faded(photo, seed), "clean": photo}.items():
+                with atomic_write(folder / part / side / f"{name}.png") as temporary:
                     Image.fromarray(pixels).save(temporary)
     if case == "degradation":
         page = (ROOT / "docs" / "degradations.md").read_text(encoding="utf-8")
@@ -128,11 +131,15 @@ def finetune(
     return table
 
 
-def list_photos(folder: Path, count: int) -> list[Path]:
-    """So many photos of a folder, evenly spread over its names."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def choose_photos(folder: Path, count: int) -> list[Path]:
+    """So many photos of a folder, evenly spread over its names.
+
+    Raises:
+        UserError: If it holds fewer.
+    """
+    files = list_photos(folder)
     if len(files) < count:
-        raise SystemExit(f"error: {folder} holds {len(files)} photos; expected {count} or more")
+        raise UserError(f"{folder} holds {len(files)} photos; expected {count} or more")
     return [files[index * len(files) // count] for index in range(count)]
 
 
@@ -146,7 +153,13 @@ def main() -> None:
     parser.add_argument("--model", default="restorevar-nano")
     parser.add_argument("--case", choices=CASES, help="one of the two; both if not given")
     arguments = parser.parse_args()
-    photos, held_out = list_photos(arguments.photos, TRAIN + VAL), list_photos(arguments.held_out, arguments.count)
+    try:
+        photos, held_out = (
+            choose_photos(*chosen)
+            for chosen in ((arguments.photos, TRAIN + VAL), (arguments.held_out, arguments.count))
+        )
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     for case in [arguments.case] if arguments.case else CASES:
         print(case, finetune(case, photos, held_out, arguments.output, arguments.model), sep="\n")
 

@@ -33,7 +33,8 @@ from torch import Tensor
 
 import restorevar
 from restorevar import RestoreVAR
-from restorevar.benchmarking.exchange import Parts, Variant, at_size_of
+from restorevar.benchmarking.exchange import LatentExchange, Parts, Variant
+from restorevar.benchmarking.latent_tables import ANOTHER, latent_tables
 from restorevar.datamodules import FixedDegradations
 from restorevar.datamodules.degradations import degrade
 from restorevar.datamodules.kinds import CLEAN_KIND
@@ -50,8 +51,7 @@ Pixels = NDArray[np.uint8]
 
 KINDS = ("haze", "rain", "snow", "low_light", "motion_blur")
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
-FULL, ANOTHER, ZERO = "fidelity 1", "fidelity 1, latent of another photo", "fidelity 1, latent zeroed"
-REGRESSION = "regression network"
+ZERO, REGRESSION = "fidelity 1, latent zeroed", "regression network"
 
 
 @dataclass
@@ -77,18 +77,14 @@ class Bench:
 
     def __init__(self, model: RestoreVAR, regression: RegressionNetwork | None = None) -> None:
         parts = Parts(model)
-        self._latents: list[Tensor] = []  # of another photo's tiles, in the order of tiles
-        self._rows = {f"fidelity {w:g}": Restorer(Variant(parts), fidelity=w) for w in FIDELITIES}
-        self._listen = Restorer(Variant(parts, self._keep), fidelity=0.0)
-        self._rows[ANOTHER] = Restorer(Variant(parts, lambda own: self._latents.pop(0)), fidelity=1.0)
-        self._rows[ZERO] = Restorer(Variant(parts, torch.zeros_like), fidelity=1.0)
+        self._rows: dict[str, Callable[[Pixels, Pixels], Pixels]] = {
+            f"fidelity {w:g}": alone(Restorer(Variant(parts), fidelity=w)) for w in FIDELITIES
+        }
+        self._rows[ANOTHER] = LatentExchange(parts).restore
+        self._rows[ZERO] = alone(Restorer(Variant(parts, torch.zeros_like), fidelity=1.0))
         if regression is not None:
             peer = Peer(regression.to(model.device), model.image_size, model.device)
-            self._rows[REGRESSION] = Restorer(peer)
-
-    def _keep(self, latent: Tensor) -> Tensor:
-        self._latents.append(latent)
-        return latent
+            self._rows[REGRESSION] = alone(Restorer(peer))
 
     def restore(self, degraded: Pixels, another: Pixels) -> dict[str, Pixels]:
         """Row to restored photo.
@@ -97,11 +93,12 @@ class Bench:
             degraded: (H, W, 3).
             another: A degraded photo of the same kind; resized where its size differs.
         """
-        self._latents.clear()
-        self._listen.restore(at_size_of(degraded, another))
-        restored = {name: restorer.restore(degraded) for name, restorer in self._rows.items()}
-        assert not self._latents  # as many tiles in both photos
-        return restored
+        return {name: row(degraded, another) for name, row in self._rows.items()}
+
+
+def alone(restorer: Restorer) -> Callable[[Pixels, Pixels], Pixels]:
+    """Restores a photo, whatever the other one is."""
+    return lambda degraded, another: restorer.restore(degraded)
 
 
 def pair(record: Record) -> tuple[Pixels, Pixels]:
@@ -137,24 +134,13 @@ def score(bench: Bench, folder: Path, kind: str, severities: list[float], limit:
 
 def markdown(summaries: list[Summary], methods: list[str], facts: dict[str, str]) -> str:
     """What was found as two tables and a sentence."""
-    found = {(s.method, s.kind, s.metric): s for s in summaries}
-    kinds = [kind for kind in (*KINDS, "all", CLEAN_KIND) if (INPUT_METHOD, kind, "psnr") in found]
-    heads = [{"all": "mean"}.get(kind, kind.replace("_", " ")) for kind in kinds]
+    tables = latent_tables([summary.as_dict() for summary in summaries], methods)
 
-    def table(cell: Callable[[str, str], str]) -> list[str]:
-        lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(kinds)]
-        return lines + [f"| {m} | " + " | ".join(cell(m, kind) for kind in kinds) + " |" for m in methods]
+    def table(rows: dict[str, list[str]]) -> list[str]:
+        lines = ["| | " + " | ".join(tables.kinds) + " |", "|---|" + "---|" * len(tables.kinds)]
+        return lines + [f"| {method} | " + " | ".join(cells) + " |" for method, cells in rows.items()]
 
-    def gain(method: str, kind: str) -> str:
-        summary = found[method, kind, "psnr"]
-        if summary.gain is None or kind == CLEAN_KIND:
-            return f"{summary.estimate.mean:.2f} dB"
-        return f"{summary.gain.mean:+.2f}"
-
-    def cost(kind: str) -> float:
-        return found[FULL, kind, "psnr"].estimate.mean - found[ANOTHER, kind, "psnr"].estimate.mean
-
-    costs = ", ".join(f"{head} {cost(kind):.2f} dB" for kind, head in zip(kinds, heads, strict=True))
+    costs = ", ".join(f"{kind} {cost:.2f} dB" for kind, cost in tables.costs.items())
     lines = [
         *(f"{name}: {text}  " for name, text in facts.items()),
         "",
@@ -162,11 +148,11 @@ def markdown(summaries: list[Summary], methods: list[str], facts: dict[str, str]
         "",
         "PSNR gain over the degraded input (dB); of the input and of clean photos the PSNR itself:",
         "",
-        *table(gain),
+        *table(tables.gains),
         "",
         "SSIM:",
         "",
-        *table(lambda method, kind: f"{found[method, kind, 'ssim'].estimate.mean:.3f}"),
+        *table(tables.ssims),
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from restorevar.datamodules.sources import list_photos
+from restorevar.errors import UserError
 from restorevar.evaluation.metrics import ImageMetrics
-from restorevar.restoration.photo import SUFFIXES, read_rgb
+from restorevar.restoration.photo import read_rgb
 
 
 def main() -> None:
@@ -31,9 +33,12 @@ def main() -> None:
         ms_ssim = None
 
     metrics, worst = ImageMetrics(("psnr", "ssim", "ms_ssim")), {"psnr": 0.0, "ssim": 0.0, "ms_ssim": 0.0}
-    files = sorted(path for path in options.degraded.iterdir() if path.suffix.lower() in SUFFIXES)[: options.limit]
+    try:
+        files = list_photos(options.degraded)[: options.limit]
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     for path in files:
-        degraded, clean = read_rgb(path), read_rgb(options.clean / path.name)
+        degraded, clean = read_rgb(path), read_rgb(options.clean / path.relative_to(options.degraded))
         tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in (degraded, clean)]
         found = {name: float(value) for name, value in metrics(*tensors).items()}
         settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

@@ -68,10 +68,16 @@ def measure(repeats: int) -> dict[str, float]:
     return ratios
 
 
-def compare(found: dict[str, float], baseline: dict[str, float]) -> list[str]:
-    """The names that have become slower than tolerated, or are missing on one side."""
-    changed = sorted(set(found) ^ set(baseline))
-    return changed + [name for name in found if name in baseline and found[name] > TOLERANCE * baseline[name]]
+def compare(found: dict[str, float], baseline: dict[str, float]) -> dict[str, list[str]]:
+    """The names that fail, by what is wrong with them: nothing where all is well."""
+    wrong = {
+        f"slower by more than {TOLERANCE - 1:.0%}": [
+            name for name in found if name in baseline and found[name] > TOLERANCE * baseline[name]
+        ],
+        "in the baseline only": sorted(set(baseline) - set(found)),
+        "not in the baseline": sorted(set(found) - set(baseline)),
+    }
+    return {what: names for what, names in wrong.items() if names}
 
 
 def main() -> int:
@@ -97,10 +103,10 @@ def main() -> int:
         print(
             f"{name:24} {value:8.1f} products" + (f", baseline {before:.1f} ({value / before:.2f})" if before else "")
         )
-    slower = compare(found, record["over_product"])
-    if slower:
-        print(f"slower by more than {TOLERANCE - 1:.0%}: {', '.join(slower)}")
-    return 1 if slower else 0
+    wrong = compare(found, record["over_product"])
+    for what, names in wrong.items():
+        print(f"{what}: {', '.join(names)}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

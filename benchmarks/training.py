@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from plain import Plain, cross_attention, heads_of, plain_linear, rotate
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from restorevar.benchmarking.cost import counting
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TokenizerConfig, TransformerConfig
 from restorevar.models.scales import PAPER_SCALES_512
 from restorevar.models.transformer import Block
@@ -178,14 +178,23 @@ def losses(
     return network, {1: decoder, 2: transformer, 3: refiner}[stage]
 
 
-def make_step(network: RestoreVAR, loss: Step, device: str, precision: torch.dtype) -> Step:
+def in_precision(loss: Step, device: str, precision: torch.dtype) -> Step:
+    """The loss under autocast; as it is for float32."""
+
+    def cast() -> Tensor:
+        with torch.autocast(device, precision, enabled=precision != torch.float32):
+            return loss()
+
+    return cast
+
+
+def make_step(network: RestoreVAR, loss: Step) -> Step:
     """Forward, backward, clip and AdamW."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95))
 
     def step() -> Tensor:
-        with torch.autocast(device, precision, enabled=precision != torch.float32):
-            value = loss()
+        value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 2.0)
         optimizer.step()
@@ -249,16 +258,19 @@ def measure(size: str, stage: int, options: argparse.Namespace, cache: str) -> d
     model.eval()
     degraded, clean = torch.rand(2, options.batch, 3, *model.image_size, device=device) * 2 - 1
     ways = (OURS,) if stage == 1 else (OURS, HALF, CACHED, PLAIN)
-    pairs = {way: losses(model, stage, degraded, clean, way, cache) for way in ways}
+    pairs = {}
+    for way in ways:
+        network, loss = losses(model, stage, degraded, clean, way, cache)
+        pairs[way] = network, in_precision(loss, device, precision)
     if stage > 1 and precision == torch.float32:
         values = {way: float(loss().detach()) for way, (_, loss) in pairs.items() if way != HALF}
         if max(abs(value - values[PLAIN]) for value in values.values()) > 1e-3 * abs(values[PLAIN]):
             raise SystemExit(f"the steps do not compute the same: {values}")
-    steps = {way: make_step(network, loss, device, precision) for way, (network, loss) in pairs.items()}
+    steps = {way: make_step(network, loss) for way, (network, loss) in pairs.items()}
     operations = {}
     for way, step in steps.items():
         step()  # fills the cache
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             step()
         operations[way] = counter.get_total_flops() if way != PLAIN else operations[OURS]
     times: dict[str, list[float]] = {way: [] for way in ways}

@@ -28,6 +28,9 @@ from PIL import Image, ImageDraw, ImageFont
 import restorevar
 from restorevar.datamodules.dataset import through_jpeg
 from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.sources import list_photos
+from restorevar.errors import UserError
+from restorevar.restoration.photo import read_rgb
 
 # severities that occur outdoors: rain above these is Rain100H's
 SEVERITIES = {
@@ -40,17 +43,6 @@ SEVERITIES = {
 }
 FOLDERS = {"lowlight": "low_light", "blur": "motion_blur"}
 SHORT_SIDE, CROP, COLUMNS, ROWS, GAP = 480, 240, 4, 3, 26
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-
-def photos_in(folder: Path) -> list[Path]:
-    """All photos, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def read(path: Path) -> np.ndarray:
-    """uint8 RGB."""
-    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def resized(photo: np.ndarray, short_side: int) -> np.ndarray:
@@ -84,7 +76,11 @@ def sheet(crops: list[np.ndarray], first: int) -> Image.Image:
 
 
 def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
-    """Writes sheets, key, and how they were made."""
+    """Writes sheets, key, and how they were made.
+
+    Raises:
+        UserError: If a folder holds no photos, or one cannot be read.
+    """
     key: dict[str, dict[str, dict[str, object]]] = {}
     (output / "sheets").mkdir(parents=True, exist_ok=True)
     for folder in sorted(path for path in real.iterdir() if path.is_dir()):
@@ -93,9 +89,7 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
             continue
         random = np.random.Generator(np.random.PCG64([seed, list(SEVERITIES).index(kind)]))
         own = clean / folder.name if (clean / folder.name).is_dir() else clean
-        sources, good = photos_in(folder), photos_in(own)
-        if not sources or not good:
-            raise SystemExit(f"error: no photos in {folder if not sources else own}")
+        sources, good = list_photos(folder), list_photos(own)
         # scenes come back as often on either side, so that seeing one twice tells nothing
         good = [good[index] for index in random.permutation(len(good))[: len(sources)]]
         corners = [random.permutation(4) for _ in range(2 * len(sources))]
@@ -106,11 +100,11 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
             corner = int(corners[2 * which + number % 2][turn % 4])
             if number % 2:
                 source = sources[which]
-                entries.append((cropped(read(source), corner, random), {"synthetic": False, "photo": source.name}))
+                entries.append((cropped(read_rgb(source), corner, random), {"synthetic": False, "photo": source.name}))
                 continue
             source = good[which % len(good)]
             severity, made = drawn[which]
-            photo = resized(through_jpeg(read(source), 92), min(read(sources[which]).shape[:2]))
+            photo = resized(through_jpeg(read_rgb(source), 92), min(read_rgb(sources[which]).shape[:2]))
             image, _ = degrade(photo, kind, severity, made)
             image = through_jpeg(image, int(random.integers(80, 93)))
             about = {"synthetic": True, "photo": source.name, "severity": round(severity, 3), "seed": made}
@@ -160,7 +154,10 @@ def main() -> None:
     scoring.add_argument("answers", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "make":
-        make(arguments.real, arguments.clean, arguments.output, arguments.crops, arguments.seed)
+        try:
+            make(arguments.real, arguments.clean, arguments.output, arguments.crops, arguments.seed)
+        except UserError as error:
+            parser.exit(2, f"error: {error}\n")
     else:
         score(arguments.output, arguments.answers)
 

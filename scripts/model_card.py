@@ -12,13 +12,14 @@ Files given for MODEL must lie in its folder, since the card links to them. The 
 import argparse
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 
+from restorevar.benchmarking.latent_tables import latent_tables
+from restorevar.datamodules.kinds import CLEAN_KIND
 from restorevar.errors import UserError
 from restorevar.evaluation.scores import INPUT_METHOD, MODEL_METHOD
 from restorevar.files import atomic_write
@@ -26,7 +27,6 @@ from restorevar.models import RestoreVAR
 from restorevar.models.pretrained import CARD, read_config, weights_digest
 
 TEMPLATE = Path(__file__).with_suffix(".md.jinja")
-FULL, ANOTHER = "fidelity 1", "fidelity 1, latent of another photo"
 IDLE = 0.5
 
 Row = dict[str, Any]
@@ -97,31 +97,18 @@ def score_rows(content: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def latent_tables(content: dict[str, Any]) -> dict[str, Any]:
-    """The cells of the latent's table.
+def latent_view(content: dict[str, Any]) -> dict[str, Any]:
+    """The latent's tables, and the kinds in which it does nothing.
 
     Args:
         content: JSON of `benchmarks/latent_and_detail.py`.
     """
-    found = {(row["method"], row["kind"], row["metric"]): row for row in content["summary"]}
-    kinds = list(dict.fromkeys(kind for _, kind, _ in found))
-    kinds.sort(key=lambda kind: ("all", "clean").index(kind) if kind in ("all", "clean") else -1)
-
-    def cells(metric: str, cell: Callable[[Row, str], str]) -> dict[str, list[str]]:
-        return {m: [cell(found[m, kind, metric], kind) for kind in kinds] for m in content["methods"]}
-
-    def gain(row: Row, kind: str) -> str:
-        return f"{row['mean']:.2f} dB" if row["gain"] is None or kind == "clean" else f"{row['gain']:+.2f}"
-
-    costs = {
-        words(kind): found[FULL, kind, "psnr"]["mean"] - found[ANOTHER, kind, "psnr"]["mean"]
-        for kind in kinds
-        if kind not in ("all", "clean")
-    }
+    tables = latent_tables(content["summary"], content["methods"])
+    costs = {kind: cost for kind, cost in tables.costs.items() if kind not in ("mean", CLEAN_KIND)}
     return {
-        "kinds": ["mean" if kind == "all" else words(kind) for kind in kinds],
-        "gains": cells("psnr", gain),
-        "ssims": cells("ssim", lambda row, kind: f"{row['mean']:.3f}"),
+        "kinds": tables.kinds,
+        "gains": tables.gains,
+        "ssims": tables.ssims,
         "costs": costs,
         "idle": [kind for kind, cost in costs.items() if cost < IDLE],
         "facts": content["run"],
@@ -162,7 +149,7 @@ def card(options: argparse.Namespace) -> str:
         parts=parts,
         digest=weights_digest(folder),
         scores=[{"rows": score_rows(content), "facts": content["run"]} for content in map(read_json, options.scores)],
-        latent=latent_tables(read_json(options.latent)) if options.latent is not None else None,
+        latent=latent_view(read_json(options.latent)) if options.latent is not None else None,
         pictures=[{"path": inside(folder, p), "caption": words(p.stem).replace("-", ", ")} for p in options.pictures],
         stages=stages,
         compute=options.compute,

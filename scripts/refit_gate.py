@@ -14,6 +14,7 @@ import torch
 from restorevar.errors import UserError
 from restorevar.models import GateConfig, RestoreVAR
 from restorevar.models.gate import STATISTICS_COUNT, PhotoGate
+from restorevar.models.pretrained import copy_license
 from restorevar.modules.gate import TERMS, blend_loss
 from restorevar.optimization import CosineSchedule, apply_schedule, parameter_groups
 
@@ -83,6 +84,7 @@ def main() -> None:
         with torch.no_grad():
             psnr = -float(blend_loss(model.gate, memory, options.floor))
         model.save_pretrained(options.output)
+        copy_license(options.model, options.output)
         print(f"{options.output}: gate fitted to {len(memory)} photos, {psnr:.2f} dB on them")
     except UserError as error:
         parser.exit(2, f"error: {error}\n")

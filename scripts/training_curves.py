@@ -31,15 +31,17 @@ def read_curves(folders: list[Path]) -> tuple[Rows, dict[str, float]]:
         The scalars, and hours by the run's name.
 
     Raises:
-        UserError: If a folder holds no TensorBoard events.
+        UserError: If a folder holds no scalars, or has the name of another one.
     """
+    names = [folder.name for folder in folders]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        same = " and ".join(str(folder) for folder in folders if folder.name == twice)
+        raise UserError(f"{same} have one name, by which their curves are told apart; give one of them, or rename it")
     rows: Rows = []
     hours: dict[str, float] = {}
     for folder in folders:
         values: dict[tuple[str, int], float] = {}
         files = sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
-        if not files:
-            raise UserError(f"{folder} holds no TensorBoard events; expected a run's folder (trainer.default_root_dir)")
         for file in files:  # a resumed run has several
             events = EventAccumulator(str(file), size_guidance={"scalars": 0})
             events.Reload()
@@ -48,6 +50,10 @@ def read_curves(folders: list[Path]) -> tuple[Rows, dict[str, float]]:
                 values |= {(tag, event.step): event.value for event in events.Scalars(tag)}
                 times += [event.wall_time for event in events.Scalars(tag)]
             hours[folder.name] = hours.get(folder.name, 0.0) + (max(times) - min(times) if times else 0.0) / 3600
+        if not values:
+            raise UserError(
+                f"{folder} holds no TensorBoard events with scalars; expected a run's folder (trainer.default_root_dir)"
+            )
         rows += [(folder.name, tag, step, value) for (tag, step), value in sorted(values.items())]
     return rows, hours
 

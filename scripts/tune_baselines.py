@@ -12,10 +12,13 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from restorevar.datamodules.degradations import degrade
+from restorevar.datamodules.sources import list_photos
+from restorevar.errors import UserError
 from restorevar.evaluation.baselines import (
     Bilateral,
     Clahe,
@@ -28,7 +31,7 @@ from restorevar.evaluation.baselines import (
     Wiener,
     oracle_deconvolution,
 )
-from restorevar.restoration.photo import SUFFIXES, read_rgb
+from restorevar.restoration.photo import read_rgb
 
 Pixels = NDArray[np.uint8]
 
@@ -53,12 +56,6 @@ def candidates() -> Iterator[Classical]:
         yield RichardsonLucy(sigma, iterations)
 
 
-def psnr(image: Pixels, clean: Pixels) -> float:
-    """In dB."""
-    error = float(np.mean((image.astype(np.float32) - clean) ** 2))
-    return min(100.0, 10 * np.log10(255**2 / max(error, 1e-9)))
-
-
 def main() -> None:
     """Runs the search and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +65,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    files = sorted(path for folder in options.folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    try:
+        files = sorted(path for folder in options.folders for path in list_photos(folder))
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     generator = np.random.default_rng(options.seed)
     chosen = generator.permutation(len(files))[: options.photos]
     kinds = ("haze", "rain", "snow", "low_light", "motion_blur")
@@ -83,10 +83,10 @@ def main() -> None:
             pairs[kind].append((degrade(photo, kind, severity, seed)[0], photo))
 
     def mean(kind: str, method: Classical) -> float:
-        return float(np.mean([psnr(method(degraded), clean) for degraded, clean in pairs[kind]]))
+        return float(np.mean([cv2.PSNR(method(degraded), clean) for degraded, clean in pairs[kind]]))
 
     for kind in kinds:
-        print(f"{kind:12s} {'input':34s} {np.mean([psnr(*pair) for pair in pairs[kind]]):6.2f} dB")
+        print(f"{kind:12s} {'input':34s} {np.mean([cv2.PSNR(*pair) for pair in pairs[kind]]):6.2f} dB")
     best: dict[tuple[str, ...], tuple[float, Classical]] = {}
     for method in candidates():
         score = float(np.mean([mean(kind, method) for kind in method.kinds]))
@@ -95,7 +95,7 @@ def main() -> None:
             best[key] = (score, method)
     for (*of, _), (score, method) in best.items():
         print(f"{' '.join(of):12s} {method!r:70s} {score:6.2f} dB")
-    oracle = np.mean([psnr(oracle_deconvolution(*pair), pair[1]) for pair in pairs["motion_blur"]])
+    oracle = np.mean([cv2.PSNR(oracle_deconvolution(*pair), pair[1]) for pair in pairs["motion_blur"]])
     print(f"{'motion_blur':12s} {'oracle deconvolution (nothing to tune)':70s} {oracle:6.2f} dB")
 
 

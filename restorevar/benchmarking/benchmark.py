@@ -9,12 +9,13 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import restorevar
 from restorevar import memory
@@ -23,7 +24,7 @@ from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.peers import UNET_PARAMETERS, Peer, check_plain, peer_calls
 from restorevar.benchmarking.process import CallsElsewhere
 from restorevar.benchmarking.report import Report, Row
-from restorevar.benchmarking.timing import available_memory, interleave, peak_memory
+from restorevar.benchmarking.timing import Measurement, available_memory, interleave, peak_memory
 from restorevar.errors import UserError
 from restorevar.models import RefinerConfig, RestoreVAR, RestoreVARConfig, TransformerConfig
 
@@ -102,38 +103,18 @@ def run_benchmark(
         check_plain(model)
     device, dtype = model.device, model.dtype
     cost = count(model)
-    height, width = model.image_size
     generator = torch.Generator().manual_seed(0)
-    photo = torch.rand(1, 3, height, width, generator=generator).to(device) * 2 - 1
+    photo = torch.rand(1, 3, *model.image_size, generator=generator).to(device) * 2 - 1
 
     log.info("one photo, peers, and the machine's rates")
     before = _memory_in_use(device)
     own_peak = peak_memory(lambda: model.generate(photo), device)
-    own: dict[str, Callable[[], Any]] = {name: lambda: model.generate(photo)}
-    notes: dict[str, str] = {}
-    skipped: list[Row] = []
-    if device.type == "cuda":
-        from restorevar.models.capture import CapturedGeneration
-
-        captured = CapturedGeneration(model)
-        own[f"{name}, one CUDA graph"] = lambda: captured(photo)
-    if compiled:
-        fast = torch.compile(model.generate)
-        took = interleave({"": lambda: fast(photo)}, 1, device, warm_up=0)[""].median
-        own[f"{name}, compiled"] = lambda: fast(photo)
-        notes[f"{name}, compiled"] = f"first call {took:.1f} s (compiled code is cached on disk)"
-    machine = rate_calls(device, dtype, side=rate_side)
-    with _peer_calls(peers, model, own_peak, skipped) as others:
-        # a model's folder may be called anything, a peer's or a rate's name as well
-        calls: dict[tuple[str, str], Callable[[], Any]] = {("own", row): call for row, call in own.items()}
-        calls |= {("peer", row): call for row, call in others.items()}
-        calls |= {("rate", rate): part.call for rate, part in machine.items()}
-        measured = interleave(calls, repeats, device)
-        calls.clear()
-    rates = Rates(**{rate: part.operations / measured["rate", rate].median for rate, part in machine.items()})
-    machine.clear()
-    own.clear()
-    report = Report(
+    rows, rates = _time_in_turns(model, name, photo, peers, own_peak, compiled, rate_side, repeats)
+    added = own_peak - before if own_peak is not None and before is not None else 0
+    rows += [_batch_row(model, name, photo, batch, added, repeats) for batch in batches if batch != 1]
+    log.info("by part")
+    parts = {part: timed.median for part, timed in measure_parts(model, photo, repeats).items()}
+    return Report(
         model=name,
         device=describe_device(device),
         precision=str(dtype).removeprefix("torch."),
@@ -141,41 +122,84 @@ def run_benchmark(
         operations={"convolutions": cost.convolutions, "matrix products": cost.products},
         rates=dataclasses.asdict(rates),
         floor=rates.floor(cost),
+        rows=rows,
+        parts=parts,
+        sizes=[_size_row(model, name, size) for size in sizes],
     )
-    diffusion: dict[str, float] = {}
+
+
+def _time_in_turns(
+    model: RestoreVAR,
+    name: str,
+    photo: Tensor,
+    peers: Sequence[Peer],
+    own_peak: int | None,
+    compiled: bool,
+    rate_side: int,
+    repeats: int,
+) -> tuple[list[Row], Rates]:
+    """Rows of single photos, the model's first, and the machine's rates; peers, graph and matrices end with it."""
+    device, (height, width) = model.device, model.image_size
+    own, notes = _own_calls(model, name, photo, compiled)
+    machine = rate_calls(device, model.dtype, side=rate_side)
+    skipped: list[Row] = []
+    with _peer_calls(peers, model, own_peak, skipped) as others:
+        # a model's folder may be called anything, a peer's or a rate's name as well
+        calls: dict[tuple[str, str], Callable[[], Any]] = {("own", row): call for row, call in own.items()}
+        calls |= {("peer", row): call for row, call in others.items()}
+        calls |= {("rate", rate): part.call for rate, part in machine.items()}
+        measured = interleave(calls, repeats, device)
+    rates = Rates(**{rate: part.operations / measured["rate", rate].median for rate, part in machine.items()})
+    rows = []
     for (group, row), timed in measured.items():
-        if group == "peer" and row.startswith("diffusion "):
-            diffusion[row.removeprefix("diffusion ")] = timed.median
-        elif group != "rate":
+        if group == "own" or (group == "peer" and not row.startswith("diffusion ")):
             note = notes.get(row, "") if group == "own" else ""
-            report.rows.append(Row(row, 1, width, height, timed.seconds, timed.median, note=note))
-    report.rows[0].peak_memory = own_peak
-    if diffusion:
-        ends = diffusion["encoder"] + diffusion["decoder"]
-        note = f"encoder and decoder {ends:.2f} s, a step {diffusion['step']:.2f} s"
-        for steps in DIFFUSION_STEPS:
-            total = ends + steps * diffusion["step"]
-            report.rows.append(Row(f"latent diffusion, {steps} steps", 1, 512, 512, median=total, note=note))
-    report.rows += skipped
+            rows.append(Row(row, 1, width, height, timed.seconds, timed.median, note=note))
+    rows[0].peak_memory = own_peak
+    return rows + _diffusion_rows(measured) + skipped, rates
 
-    for batch in batches:
-        if batch == 1:
-            continue
-        need = (own_peak - before) * batch if own_peak is not None and before is not None else 0
-        if reason := _too_much(need, device):
-            report.rows.append(Row(name, batch, width, height, note=reason))
-            continue
-        photos = photo.expand(batch, -1, -1, -1).contiguous()
-        peak = peak_memory(lambda photos=photos: model.generate(photos), device)  # type: ignore[misc]
-        timed = interleave({"": lambda photos=photos: model.generate(photos)}, repeats, device, warm_up=0)[""]  # type: ignore[misc]
-        report.rows.append(Row(name, batch, width, height, timed.seconds, timed.median, peak))
 
-    log.info("by part")
-    report.parts = {part: timed.median for part, timed in measure_parts(model, photo, repeats).items()}
-    for size in sizes:
-        log.info("photo of %d x %d pixels", *size)
-        report.sizes.append(_restore_size(model, name, size))
-    return report
+def _own_calls(
+    model: RestoreVAR, name: str, photo: Tensor, compiled: bool
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """The model's calls by row, and notes. Only the calls hold a CUDA graph, which keeps memory for itself."""
+    calls: dict[str, Callable[[], Any]] = {name: lambda: model.generate(photo)}
+    notes: dict[str, str] = {}
+    if photo.device.type == "cuda":
+        from restorevar.models.capture import CapturedGeneration
+
+        captured = CapturedGeneration(model)
+        calls[f"{name}, one CUDA graph"] = lambda: captured(photo)
+    if compiled:
+        fast = torch.compile(model.generate)
+        took = interleave({"": lambda: fast(photo)}, 1, photo.device, warm_up=0)[""].median
+        calls[f"{name}, compiled"] = lambda: fast(photo)
+        notes[f"{name}, compiled"] = f"first call {took:.1f} s (compiled code is cached on disk)"
+    return calls, notes
+
+
+def _diffusion_rows(measured: Mapping[tuple[str, str], Measurement]) -> list[Row]:
+    """Latent diffusion of several numbers of steps, from its encoder, decoder and one step; none where not measured."""
+    if ("peer", "diffusion step") not in measured:
+        return []
+    encoder, step, decoder = (measured["peer", f"diffusion {part}"].median for part in ("encoder", "step", "decoder"))
+    ends = encoder + decoder
+    note = f"encoder and decoder {ends:.2f} s, a step {step:.2f} s"
+    return [
+        Row(f"latent diffusion, {steps} steps", 1, 512, 512, median=ends + steps * step, note=note)
+        for steps in DIFFUSION_STEPS
+    ]
+
+
+def _batch_row(model: RestoreVAR, name: str, photo: Tensor, batch: int, added: int, repeats: int) -> Row:
+    """Several photos at once, or why they are skipped; ``added`` is the memory in bytes that one takes."""
+    height, width = model.image_size
+    if reason := _too_much(added * batch, model.device):
+        return Row(name, batch, width, height, note=reason)
+    photos = photo.expand(batch, -1, -1, -1).contiguous()
+    peak = peak_memory(lambda: model.generate(photos), model.device)
+    timed = interleave({"": lambda: model.generate(photos)}, repeats, model.device, warm_up=0)[""]
+    return Row(name, batch, width, height, timed.seconds, timed.median, peak)
 
 
 def _memory_in_use(device: torch.device) -> int | None:
@@ -213,9 +237,7 @@ def _peer_calls(
     if not fitting:
         yield {}
     elif device.type == "cuda":
-        calls = peer_calls(fitting, model, device, dtype)
-        yield calls
-        calls.clear()  # they hold the peers' weights
+        yield peer_calls(fitting, model, device, dtype)
     else:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "model"
@@ -225,7 +247,9 @@ def _peer_calls(
                 yield elsewhere.calls()
 
 
-def _restore_size(model: RestoreVAR, name: str, size: tuple[int, int]) -> Row:
+def _size_row(model: RestoreVAR, name: str, size: tuple[int, int]) -> Row:
+    """A photo of (width, height) restored in tiles."""
+    log.info("photo of %d x %d pixels", *size)
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     row = Row(f"{name}, tiles", 1, width, height)

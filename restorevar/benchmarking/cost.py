@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from restorevar.models import RestoreVAR
 from restorevar.models.products import linear
 
-__all__ = ["Cost", "RateCall", "Rates", "count", "rate_calls"]
+__all__ = ["Cost", "RateCall", "Rates", "count", "counting", "rate_calls"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Rates:
         return cost.convolutions / self.convolution + cost.products / max(self.product, self.fast_product)
 
 
+@contextlib.contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts the floating-point operations of what is done inside, on whatever device.
+
+    By standard operators only: the counter knows neither oneDNN's, nor the fused attention of CPUs, which goes by the
+    name of flash attention there.
+    """
+    known = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    with torch.backends.mkldnn.flags(enabled=False), known, FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def count(model: RestoreVAR, fidelity: float | None = None) -> Cost:
     """Counts one photo's operations on a copy without memory; nothing is computed.
 
@@ -59,14 +72,11 @@ def count(model: RestoreVAR, fidelity: float | None = None) -> Cost:
     """
     with torch.device("meta"):
         shadow = RestoreVAR(model.config).eval()
-    counter = FlopCounterMode(display=False)
-    # standard operators only: the counter does not know oneDNN's, nor the CPU's fused attention
-    standard = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
-    with FakeTensorMode(allow_non_fake_inputs=True), standard[0], standard[1]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
         shadow = shadow.to_empty(device="cpu")
         shadow.rebuild_tables()
         photo = torch.empty(1, 3, *model.image_size)
-        with counter:
+        with counting() as counter:
             shadow.generate(photo, fidelity=fidelity)
     operations = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
     convolutions = sum(flops for name, flops in operations.items() if "conv" in name)

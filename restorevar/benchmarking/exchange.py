@@ -18,7 +18,7 @@ from restorevar.models import RestoreVAR
 from restorevar.models.gate import PhotoGate
 from restorevar.restoration.restorer import Restorer
 
-__all__ = ["Parts", "Variant", "at_size_of", "restore_with_latent_of"]
+__all__ = ["LatentExchange", "Parts", "Variant", "at_size_of", "restore_with_latent_of"]
 
 Pixels = NDArray[np.uint8]
 
@@ -40,14 +40,41 @@ def restore_with_latent_of(model: RestoreVAR, degraded: Pixels, another: Pixels)
     Returns:
         (H, W, 3).
     """
-    parts, latents = Parts(model), list[Tensor]()
+    return LatentExchange(Parts(model)).restore(degraded, another)
 
-    def keep(latent: Tensor) -> Tensor:
-        latents.append(latent)
+
+class LatentExchange:
+    """Restores photos with the latents of others, as :func:`restore_with_latent_of` says, for one model.
+
+    Both photos have as many tiles, in the same order. Where memory runs out a photo is begun again, and so are the
+    latents.
+
+    Args:
+        parts: The model.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._kept: list[Tensor] = []
+        self._left: list[Tensor] = []
+        listening, giving = Variant(parts, self._keep), Variant(parts, lambda own: self._left.pop(0))
+        self._listen = Restorer(listening, fidelity=0.0, note=lambda line: self._kept.clear())
+        self._restore = Restorer(giving, note=lambda line: self._refill())
+
+    def _keep(self, latent: Tensor) -> Tensor:
+        self._kept.append(latent)
         return latent
 
-    Restorer(Variant(parts, keep)).restore(at_size_of(degraded, another))
-    return Restorer(Variant(parts, lambda own: latents.pop(0))).restore(degraded)  # as many tiles, in the same order
+    def _refill(self) -> None:
+        self._left[:] = self._kept
+
+    def restore(self, degraded: Pixels, another: Pixels) -> Pixels:
+        """See :func:`restore_with_latent_of`."""
+        self._kept.clear()
+        self._listen.restore(at_size_of(degraded, another))
+        self._refill()
+        restored = self._restore.restore(degraded)
+        assert not self._left  # as many tiles in both photos
+        return restored
 
 
 def at_size_of(photo: Pixels, another: Pixels) -> Pixels:

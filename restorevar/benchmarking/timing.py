@@ -31,11 +31,6 @@ class Measurement:
         """Median in seconds."""
         return statistics.median(self.seconds)
 
-    @property
-    def spread(self) -> float:
-        """Largest over smallest value."""
-        return max(self.seconds) / min(self.seconds)
-
 
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given."""

@@ -242,11 +242,6 @@ class ImageMetrics:
         self._build(torch.device("cpu"))
         return dict(self._unavailable)
 
-    @property
-    def available(self) -> tuple[str, ...]:
-        """Names of the metrics that can be computed."""
-        return tuple(name for name in self.names if name not in self.unavailable)
-
     @torch.no_grad()
     def __call__(self, restored: Tensor, clean: Tensor | None) -> dict[str, Tensor]:
         """Scores a batch.

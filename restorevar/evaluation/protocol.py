@@ -4,7 +4,7 @@ Papers in this field differ in colour space, resizing, rounding and cropping, wh
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Protocol:
         max_shift: The best of all whole-pixel shifts up to this many pixels each way is scored, for pairs that were not
             registered; as many pixels are cut from each side.
         in_averages: Whether the scores join averages over data sets.
-        data_range: Peak of PSNR and SSIM; images are in [0, 1].
+        data_range: Peak of PSNR and SSIM, the same for all: images are in [0, 1].
     """
 
     name: str
@@ -57,18 +57,19 @@ class Protocol:
     color: Literal["rgb", "gray"] = "rgb"
     max_shift: int = 0
     in_averages: bool = True
-    data_range: float = 1.0
+    data_range: ClassVar[float] = 1.0
 
     def as_dict(self) -> dict[str, object]:
         """All fields, ready for JSON."""
-        return asdict(self)
+        return asdict(self) | {"data_range": self.data_range}
 
     def describe(self) -> str:
         """One line for people."""
+        cut = self.crop_border + self.max_shift
         parts = [
             "own size" if self.resize is None else f"resized to {self.resize[0]} x {self.resize[1]} (Lanczos)",
             "rounded to 8 bits" if self.round_to_8_bits else "not rounded",
-            f"{self.crop_border} px cut from each side" if self.crop_border else "no crop",
+            f"{cut} px cut from each side" if cut else "no crop",
             "RGB, and luma (BT.601) where a metric says Y" if self.color == "rgb" else "grey (BT.601)",
             f"range {self.data_range:g}",
         ]

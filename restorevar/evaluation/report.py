@@ -188,7 +188,7 @@ class Plot:
 def kind_tables(results: Results) -> list[Table]:
     """For each metric: methods by kinds, and the mean over all images."""
     tables = []
-    for protocol in _protocols(results.summaries, averaged=True):
+    for protocol in _protocols(results.summaries):
         chosen = [s for s in results.summaries if s.group in ("all", "kind") and s.protocol.name == protocol]
         kinds = list(dict.fromkeys(s.kind for s in chosen if s.group == "kind"))
         for metric in METRICS:
@@ -197,7 +197,7 @@ def kind_tables(results: Results) -> list[Table]:
                 by_place = {(s.method, s.kind): s for s in members}
                 images = {kind: _most_images(members, kind) for kind in (*kinds, ALL)}
                 columns = [f"{_words(kind)} ({images[kind]})" for kind in kinds] + [f"all images ({images[ALL]})"]
-                rows = _rows(members, [by_place for _ in (*kinds, ALL)], [*kinds, ALL])
+                rows = _rows(members, by_place, [*kinds, ALL])
                 tables.append(Table(_metric_title(metric), f"protocol {protocol}", columns, rows))
     return tables
 
@@ -214,7 +214,7 @@ def dataset_tables(results: Results) -> list[Table]:
         protocol = members[0].protocol
         images = max(s.estimate.images for s in members)
         note = f"{images} images; protocol {protocol.name}: {protocol.describe()}"
-        tables.append(Table(dataset, note, columns, _rows(members, [by_place for _ in metrics], metrics)))
+        tables.append(Table(dataset, note, columns, _rows(members, by_place, metrics)))
     return tables
 
 
@@ -417,14 +417,18 @@ def _markdown_table(table: Table) -> list[str]:
     return lines
 
 
-def _rows(
-    members: Sequence[Summary], lookups: Sequence[dict[tuple[str, str], Summary]], columns: list[str]
-) -> list[Row]:
-    """Rows of means over all images of a column: methods that were applied to fewer are not comparable there."""
+def _rows(members: Sequence[Summary], by_place: dict[tuple[str, str], Summary], columns: list[str]) -> list[Row]:
+    """Rows of means over all images of a column: methods that were applied to fewer are not comparable there.
+
+    Args:
+        members: Summaries of the table.
+        by_place: The same by method and column.
+        columns: In their order.
+    """
     methods = dict.fromkeys((s.method, s.role) for s in members)
     cells: dict[str, list[Cell]] = {method: [] for method, _ in methods}
-    for lookup, column in zip(lookups, columns, strict=True):
-        found = {method: s for (method, place), s in lookup.items() if place == column}
+    for column in columns:
+        found = {method: s for (method, place), s in by_place.items() if place == column}
         images = max((s.estimate.images for s in found.values()), default=0)
         found = {method: s for method, s in found.items() if s.estimate.images == images}
         fair = [s for s in found.values() if s.role not in ("ceiling", "oracle")]
@@ -554,8 +558,9 @@ def _most_images(members: Sequence[Summary], kind: str) -> int:
     return max((s.estimate.images for s in members if s.kind == kind), default=0)
 
 
-def _protocols(summaries: Sequence[Summary], averaged: bool) -> list[str]:
-    return list(dict.fromkeys(s.protocol.name for s in summaries if s.protocol.in_averages == averaged))
+def _protocols(summaries: Sequence[Summary]) -> list[str]:
+    """Those of the averages."""
+    return list(dict.fromkeys(s.protocol.name for s in summaries if s.protocol.in_averages))
 
 
 def _words(name: str) -> str:

@@ -156,7 +156,7 @@ class Summary:
 class ScoreTable:
     """Scores of the images seen so far by this process.
 
-    The way to use it: `update` with each batch, `gather` or `means` at the end (on every process), `reset`.
+    The way to use it: `update` with each batch, then `gather` on every process, and `summarize`.
 
     Args:
         metrics: Keys of `restorevar.evaluation.metrics.METRICS`.
@@ -242,43 +242,6 @@ class ScoreTable:
     def gather(self) -> list[Score]:
         """All processes' scores, each sample once, in an order that does not depend on the number of processes."""
         return gather_scores(self.scores)
-
-    def means(self, group: GroupName = "all") -> dict[str, dict[str, float]]:
-        """Means over the images of all processes; call it on every process.
-
-        Args:
-            group: `all` gives the one key `all`; `kind`, `dataset` and `dataset_kind` (`dataset/kind`) one key each.
-
-        Returns:
-            Group to metric to mean. Data sets outside the averages appear under their own names only.
-
-        Raises:
-            UserError: No process has scored an image.
-        """
-        groups: dict[str, dict[str, list[float]]] = {}
-        scores = self.gather()
-        if not scores:
-            raise UserError("No image was scored: the set is empty; check the data paths.")
-        for score in scores:
-            if group in ("all", "kind") and not score.protocol.in_averages:
-                continue
-            name = {
-                "all": ALL,
-                "kind": score.kind,
-                "dataset": score.dataset,
-                "dataset_kind": f"{score.dataset}/{score.kind}",
-            }[group]
-            for metric, value in score.values.items():
-                if value is not None:
-                    groups.setdefault(name, {}).setdefault(metric, []).append(value)
-        return {
-            name: {metric: math.fsum(values) / len(values) for metric, values in metrics.items()}
-            for name, metrics in groups.items()
-        }
-
-    def reset(self) -> None:
-        """Forgets all scores."""
-        self.scores = []
 
 
 def gather_objects(value: ValueT) -> list[ValueT]:

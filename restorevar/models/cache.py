@@ -36,12 +36,7 @@ class KeyValueCache:
         shape = (depth, batch, heads, tokens, head_width)
         self._keys = torch.empty(shape, device=device, dtype=key_dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)
-        self._length = 0
-
-    @property
-    def length(self) -> int:
-        """Tokens stored so far, the same for all blocks."""
-        return self._length
+        self._length = 0  # tokens stored so far, the same for all blocks
 
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the new tokens of one block and returns all of its keys and values so far.

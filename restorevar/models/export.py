@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from restorevar.errors import UserError
 from restorevar.models.quantizer import area_resize, bicubic_resize
-from restorevar.models.restorevar import RestoreVAR, RollOut
+from restorevar.models.restorevar import RestoreVAR
 from restorevar.models.transformer import ScaleTransformer
 
 __all__ = ["Decode", "Encode", "Parts", "Refine", "ScaleStep", "Whole", "build_parts", "scale_tables"]
@@ -142,7 +142,8 @@ class Refine(nn.Module):
     def forward(self, running: Tensor, hidden: Tensor, features: Tensor) -> Tensor:
         """(B, Z, N), (B, T, C), (B, Z, h, w) -> (B, Z, s_K, s_K)."""
         latent = running.unflatten(2, self.model.scales.finest)
-        return self.model.refine(RollOut(hidden, hidden, latent), features)
+        refiner = self.model.refiner
+        return latent if refiner is None else refiner(latent, hidden, features)
 
 
 class Decode(nn.Module):

@@ -15,7 +15,6 @@ BRIGHTNESS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BLOCKS = (0.02, 0.1, 0.5, 0.9, 0.98)
 ENDS = (0.005, 0.995)
 STATISTICS_COUNT = 57
-LUMA = (0.299, 0.587, 0.114)
 
 
 class PhotoGate(nn.Module):
@@ -151,8 +150,8 @@ def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
     dark = F.avg_pool2d(degraded.amin(1, keepdim=True), 4)
     blocks, means = _deviations(fine, 8), F.avg_pool2d(seen, 8).flatten(1)
     middle = _quantiles(means, (0.5,))
-    shadows = torch.where(means <= middle, blocks, blocks.new_tensor(1.0))
-    lights = torch.where(means >= middle, blocks, blocks.new_tensor(1.0))
+    shadows = torch.where(means <= middle, blocks, blocks.new_ones(()))
+    lights = torch.where(means >= middle, blocks, blocks.new_ones(()))
     smooth = F.avg_pool2d(change, 16)
     brightness = _quantiles(half, BRIGHTNESS)
     red, green, blue = degraded.mean((2, 3)).unbind(1)
@@ -181,7 +180,8 @@ def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
 
 
 def _luma(photo: Tensor) -> Tensor:
-    return (photo * photo.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = photo.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _fine(photo: Tensor) -> Tensor:

@@ -340,7 +340,9 @@ def load_published(
     )
     names = published_names(config)
     model = RestoreVAR(config, initialize=False)
-    _load_strictly(model, weights, names, {"tokenizer": _label(tokenizer), "": _label(transformer or tokenizer)})
+    files = {"tokenizer": _label(tokenizer), "": _label(transformer or tokenizer)}
+    advice = "fetch the file again, or give the one that belongs here; correct the scales if you gave them"
+    _load_strictly(model.state_dict(), weights, names, files, advice)
     model.rebuild_tables()
     return model.eval()
 
@@ -350,9 +352,24 @@ def _label(source: Source) -> str:
 
 
 def _load_strictly(
-    model: RestoreVAR, weights: Mapping[str, Tensor], names: Mapping[str, str], files: Mapping[str, str]
+    ours: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    files: Mapping[str, str],
+    advice: str,
 ) -> None:
-    """Loads all weights or raises; ``files`` names the tokenizer's file and, under "", the one of all else."""
+    """Copies published weights into our tensors, all of them or none.
+
+    Args:
+        ours: Our tensors by our names.
+        weights: Weights by published names; tables are passed over.
+        names: Our names to published ones.
+        files: Where the weights of the tokenizer are from and, under "", all others.
+        advice: What to do where they do not fit.
+
+    Raises:
+        UserError: If a name is missing or left over, or a shape is another one but for axes of size 1.
+    """
     published = set(names.values())
     missing = sorted(published - set(weights))
     left_over = sorted(name for name in weights if name not in published and not TABLES.search(name))
@@ -364,21 +381,22 @@ def _load_strictly(
         ]
         where = " and ".join(dict.fromkeys(files.values()))
         raise UserError(
-            f"{where}: weights do not fit the model; {'; '.join(parts)}. Expected the published names exactly: "
-            "fetch the file again, or give the one that belongs here"
+            f"{where}: weights do not fit the model; {'; '.join(parts)}. Expected the published names exactly: {advice}"
         )
-    ours = model.state_dict()
     for name, tensor in ours.items():
         given = weights[names[name]]
-        squeezed = [size for size in given.shape if size != 1]
-        if squeezed != [size for size in tensor.shape if size != 1]:
-            expected = _published_shape(names[name], tensor)
+        if _without_ones(given) != _without_ones(tensor):
             file = files.get(name.partition(".")[0], files[""])
             raise UserError(
-                f"{file}: weight '{names[name]}' has shape {tuple(given.shape)}; expected {expected} by the other "
-                "weights and the scales; correct the scales if you gave them, or fetch the file again"
+                f"{file}: weight '{names[name]}' has shape {tuple(given.shape)}; "
+                f"expected {_published_shape(names[name], tensor)}: {advice}"
             )
-        tensor.copy_(given.reshape(tensor.shape))
+    for name, tensor in ours.items():
+        tensor.copy_(weights[names[name]].reshape(tensor.shape))
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
 
 
 def _published_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
@@ -454,23 +472,6 @@ def initialize_from_var(model: RestoreVAR, source: Source) -> list[str]:
     shared = {name: published for name, published in names.items() if not VAR_LACKING.search(name)}
     ours = {name: value for name, value in model.state_dict().items() if name.startswith("transformer.")}
     transformer = {name: value for name, value in ours.items() if name in shared}
-    _check_sizes(transformer, shared, weights, _label(source))
-    for name, tensor in transformer.items():
-        tensor.copy_(weights[shared[name]].reshape(tensor.shape))
+    advice = "give weights of VAR, or change depth, width, heads or the number of scales"
+    _load_strictly(transformer, weights, shared, {"": _label(source)}, advice)
     return sorted(set(ours) - set(shared))
-
-
-def _check_sizes(
-    ours: Mapping[str, Tensor], names: Mapping[str, str], weights: Mapping[str, Tensor], file: str
-) -> None:
-    published = set(names.values())
-    missing = sorted(published - set(weights))
-    left_over = sorted(name for name in weights if name not in published and not TABLES.search(name))
-    if missing or left_over:
-        raise UserError(f"{file}: not VAR weights of this size; missing: {missing[:3]}, left over: {left_over[:3]}")
-    for name, tensor in ours.items():
-        if weights[names[name]].numel() != tensor.numel():
-            raise UserError(
-                f"{file}: VAR weight '{names[name]}' has shape {tuple(weights[names[name]].shape)}; "
-                f"expected {_published_shape(names[name], tensor)}: change depth, width, heads or the number of scales"
-            )

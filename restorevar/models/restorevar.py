@@ -76,6 +76,11 @@ def in_float32_island(name: str) -> bool:
     return name.startswith(FLOAT32_ISLAND) or name.endswith(".log_scale")
 
 
+def _lets_through(fidelity: float | Tensor) -> bool:
+    """Whether detail path and gate have a say; where every sample has a fidelity of its own, they have."""
+    return isinstance(fidelity, Tensor) or fidelity != 0
+
+
 class RestoreVAR(nn.Module):
     """All-in-one restoration by visual autoregression (arXiv 2505.18047).
 
@@ -214,9 +219,8 @@ class RestoreVAR(nn.Module):
             )
 
     def prepared(self, image: Tensor) -> Tensor:
-        """The image on the model's device, in its memory layout, float32 or better."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        return image.to(device=self.device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        """The image on the model's device, in its memory layout, in float32."""
+        return image.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
 
     def roll_out(self, features: Tensor) -> RollOut:
         """Autoregressive pass over all scales: the likeliest tokens, or as ``transformer.mean_scales`` says, means.
@@ -270,19 +274,18 @@ class RestoreVAR(nn.Module):
         Returns:
             (B, 3, H, W).
         """
-        image = self.decode_ungated(latent, pyramid, fidelity, clamp=clamp and self.gate is None)
-        if self.gate is None or (isinstance(fidelity, float | int) and fidelity == 0):
-            return image.clamp(-1, 1) if clamp else image
-        patch = self.config.tokenizer.stem_patch
-        degraded = F.pixel_shuffle(pyramid[0], patch) if patch > 1 else pyramid[0]
-        image = self.gate(image, degraded, fidelity)
+        image = self.decode_ungated(latent, pyramid, fidelity, clamp=False)
+        if self.gate is not None and _lets_through(fidelity):
+            patch = self.config.tokenizer.stem_patch
+            degraded = F.pixel_shuffle(pyramid[0], patch) if patch > 1 else pyramid[0]
+            image = self.gate(image, degraded, fidelity)
         return image.clamp(-1, 1) if clamp else image
 
     def decode_ungated(
         self, latent: Tensor, pyramid: list[Tensor], fidelity: float | Tensor, clamp: bool = True
     ) -> Tensor:
         """What :meth:`decode` gives without a gate; arguments as there."""
-        if self.detail is None or (isinstance(fidelity, float | int) and fidelity == 0):
+        if self.detail is None or not _lets_through(fidelity):
             return self.tokenizer.decode(latent, clamp=clamp)
         fuser = self.detail.fuser(pyramid, fidelity)
         image = fuser.photo(self.tokenizer.decode(latent, clamp=False, fuse=fuser))

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -81,9 +80,7 @@ def assemble(config: RestoreVARConfig, state: Mapping[str, Tensor]) -> RestoreVA
     Raises:
         UserError: If the weights do not fit.
     """
-    with torch.device("meta"):
-        model = RestoreVAR(config)
-    model = model.to_empty(device="cpu")
+    model = RestoreVAR(config, initialize=False)
     if state:
         expected = model.state_dict()
         if different := sorted(expected.keys() ^ state.keys()):

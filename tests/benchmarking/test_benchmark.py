@@ -1,5 +1,9 @@
+import dataclasses
+import functools
 import json
 import math
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,13 +13,14 @@ from restorevar import RestoreVAR, memory
 from restorevar.benchmarking import benchmark as benchmark_module
 from restorevar.benchmarking import timing
 from restorevar.benchmarking.benchmark import run_benchmark
-from restorevar.benchmarking.cost import Cost, Rates, count, rate_calls
+from restorevar.benchmarking.cost import Cost, Rates, count, counting, rate_calls
 from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.timing import interleave, peak_memory
 from restorevar.cli import main
 from restorevar.errors import UserError
-from restorevar.models import RefinerConfig, RestoreVARConfig, TransformerConfig
-from tests.models.small import ATTENTION_REFINER, DETAIL, randomize, small_config
+from restorevar.models import GateConfig, RefinerConfig, RestoreVARConfig, TransformerConfig
+from restorevar.models.products import attention, linear
+from tests.models.small import ATTENTION_REFINER, DETAIL, TRANSFORMER, randomize, small_config, small_model
 
 CPU = torch.device("cpu")
 
@@ -25,6 +30,13 @@ def model() -> RestoreVAR:
     built = RestoreVAR(small_config(detail=DETAIL)).eval()
     randomize(built)
     return built
+
+
+@pytest.fixture(scope="module")
+def whole_model() -> RestoreVAR:
+    """With all that the shipped model has: means of the first scales, detail path and gate."""
+    detail, transformer = dataclasses.replace(DETAIL, photo_width=8), dataclasses.replace(TRANSFORMER, mean_scales=2)
+    return small_model(detail=detail, transformer=transformer, gate=GateConfig(hidden=8))
 
 
 def small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +78,13 @@ class TestCost:
             hook.remove()
         assert count(model).convolutions == sum(counted)
 
+    def test_products_are_counted_whichever_library_does_them(self) -> None:
+        x, heads = torch.ones(5, 32), torch.ones(1, 2, 7, 16)
+        with torch.no_grad(), counting() as counter:
+            linear(x, torch.ones(8, 32))
+            attention(heads, heads, heads)
+        assert counter.get_total_flops() == 2 * 5 * 32 * 8 + 2 * (2 * 2 * 7 * 7 * 16)
+
     @pytest.mark.slow
     def test_paper_size_costs_what_was_counted_by_hand(self) -> None:
         with torch.device("meta"):
@@ -74,12 +93,28 @@ class TestCost:
         assert cost.convolutions == pytest.approx(2450e9, rel=0.02)  # encoder 867, decoder 1583
         assert cost.products == pytest.approx(1620e9, rel=0.03)
 
-    def test_nothing_in_a_restoration_depends_on_values(self, model) -> None:
+    def test_nothing_in_a_restoration_depends_on_values(self, model, whole_model) -> None:
         # fake tensors have no values: what runs with them never waits for the device, as CUDA graphs need it
         photos = torch.zeros(2, 3, *model.image_size)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = mode.from_tensor(photos)
-            assert model.generate(fake).image.shape == photos.shape
+        for network in (model, whole_model):
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fake = mode.from_tensor(photos)
+                assert network.generate(fake).image.shape == photos.shape
+
+    def test_nothing_in_a_restoration_is_copied_to_the_device(self, whole_model, monkeypatch) -> None:
+        # a tensor made of numbers comes from the processor's memory, which no CUDA graph may wait for
+        def refuse(*_: object, **__: object) -> None:
+            pytest.fail("a tensor was made of numbers")
+
+        for place, name in (
+            (torch, "tensor"),
+            (torch, "as_tensor"),
+            (torch, "from_numpy"),
+            (torch.Tensor, "new_tensor"),
+        ):
+            monkeypatch.setattr(place, name, refuse)
+        with torch.backends.mkldnn.flags(enabled=False):  # the path of other devices
+            whole_model.generate(torch.zeros(2, 3, *whole_model.image_size))
 
     def test_floor(self) -> None:
         assert Rates(product=10, fast_product=20, convolution=5).floor(Cost(50, 40)) == 12
@@ -143,6 +178,25 @@ class TestRun:
         report = run_benchmark(model, name, repeats=1)
         assert [row.name for row in report.rows] == [name]
         assert report.own.median is not None
+
+    def test_what_was_captured_or_compiled_is_gone_before_the_later_rows(self, model, monkeypatch) -> None:
+        small_rates(monkeypatch)
+        held: list[weakref.ref] = []
+
+        def compile(call: Callable) -> Callable:
+            fast = functools.partial(call)
+            held.append(weakref.ref(fast))
+            return fast
+
+        def parts(*_: object) -> dict:
+            assert held[0]() is None
+            return {}
+
+        monkeypatch.setattr(torch, "compile", compile)
+        monkeypatch.setattr(benchmark_module, "measure_parts", parts)
+        report = run_benchmark(model, "small", repeats=1, compiled=True)
+        assert [row.name for row in report.rows] == ["small", "small, compiled"]
+        assert report.rows[1].note.startswith("first call")
 
     def test_the_plain_peer_refuses_a_model_of_another_kind(self, monkeypatch) -> None:
         model = RestoreVAR(small_config(detail=DETAIL)).eval()

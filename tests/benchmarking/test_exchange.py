@@ -1,9 +1,10 @@
 import numpy as np
 import torch
 
-from restorevar.benchmarking.exchange import at_size_of, restore_with_latent_of
+from restorevar.benchmarking.exchange import Variant, at_size_of, restore_with_latent_of
 from restorevar.models import DetailConfig, GateConfig, RestoreVAR, RestoreVARConfig
 from restorevar.restoration import tiling
+from restorevar.restoration.restorer import Restorer
 from tests.conftest import REFINER, SCALES, TOKENIZER, TRANSFORMER
 
 
@@ -49,3 +50,25 @@ def test_the_gate_has_its_say_on_an_exchanged_latent() -> None:
     assert alike(restore_with_latent_of(model, photo, photo), model.restore(photo))
     torch.nn.init.constant_(model.gate.fc2.bias, 50.0)
     np.testing.assert_array_equal(restore_with_latent_of(model, photo, another), photo)
+
+
+def test_latents_stay_with_their_tiles_where_memory_runs_out(monkeypatch) -> None:
+    draw = np.random.default_rng(0).integers
+    photo, another = (draw(0, 256, (40, 48, 3), dtype=np.uint8) for _ in range(2))
+    model = make_model(DetailConfig(16, 1))
+    monkeypatch.setattr(Restorer, "_batch_size", lambda self: self._batch_limit)
+    expected = restore_with_latent_of(model, photo, another)
+    failing = {"keep": 2, "give": 2}  # once in each of the two restorations, in the midst of a photo
+    generate = Variant.generate
+
+    def fail_once(self: Variant, degraded: torch.Tensor, **options: object) -> object:
+        name = "give" if self.exchange.__name__ == "<lambda>" else "keep"
+        failing[name] -= 1
+        found = generate(self, degraded, **options)
+        if failing[name] == 0:
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(Variant, "generate", fail_once)
+    assert alike(restore_with_latent_of(model, photo, another), expected)
+    assert max(failing.values()) < 0

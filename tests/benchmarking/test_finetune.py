@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from restorevar.models import DetailConfig, RestoreVAR
 
@@ -69,3 +70,15 @@ def test_fine_tuning(case, kind, benchmark, licensed_model, tiny_photos, tmp_pat
     assert changed == {"transformer", "refiner", "detail"}
     assert "gain_other" in (folder / "README.md").read_text()  # validated on what is new, too
     assert json.loads((folder / "config.json").read_text())["model"]["license"] == "LICENSE-WEIGHTS"
+
+
+@pytest.mark.parametrize(("case", "place"), [("pairs", "clean"), ("degradation", "")])
+def test_photos_of_one_name_are_all_there(case, place, benchmark, tmp_path):
+    photos = [tmp_path / folder / "1.png" for folder in "abc"]
+    for color, path in enumerate(photos):
+        path.parent.mkdir()
+        Image.new("RGB", (4, 4), (color, 0, 0)).save(path)
+    benchmark.prepare(case, photos, photos[:1], tmp_path / "data")
+    prepared = sorted((tmp_path / "data" / "train" / place).glob("*.png"))
+    assert [Image.open(path).getpixel((0, 0))[0] for path in prepared] == [0, 1]
+    assert len(list((tmp_path / "data" / "val" / place).glob("*.png"))) == 1

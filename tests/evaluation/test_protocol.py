@@ -60,6 +60,8 @@ def test_every_protocol_describes_itself():
         assert protocol.name == name
         assert find_protocol(name) is protocol
         assert protocol.as_dict()["resize"] == protocol.resize
+    assert PROTOCOLS["native"].describe().endswith("no crop, RGB, and luma (BT.601) where a metric says Y, range 1")
+    assert "2 px cut from each side, grey" in PROTOCOLS["registered_gray"].describe()
     assert "512 x 512 (Lanczos)" in PROTOCOLS["paper"].describe()
     assert "best shift of up to 2 px, outside the averages" in PROTOCOLS["registered_gray"].describe()
     with pytest.raises(UserError, match="native, paper, registered_gray"):

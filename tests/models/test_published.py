@@ -370,7 +370,7 @@ class TestInitializeFromVar:
     def test_missing_and_left_over(self) -> None:
         weights = seeded_weights(var_shapes(), "var")
         weights["blocks.0.attn.q_biases"] = weights.pop("blocks.0.attn.q_bias")
-        with pytest.raises(UserError, match=r"missing: \['blocks.0.attn.q_bias'\], left over: \['blocks.0.attn.q_bias"):
+        with pytest.raises(UserError, match=r"1 missing: blocks.0.attn.q_bias; 1 left over: blocks.0.attn.q_biases\."):
             initialize_from_var(self.model(), weights)
 
     def test_another_size(self) -> None:
@@ -378,6 +378,14 @@ class TestInitializeFromVar:
         weights["lvl_embed.weight"] = torch.zeros(10, 128)
         with pytest.raises(UserError, match=r"'lvl_embed\.weight' has shape \(10, 128\).*change depth, width"):
             initialize_from_var(self.model(), weights)
+
+    def test_transposed_weight_changes_nothing(self) -> None:
+        model, weights = self.model(), seeded_weights(var_shapes(), "var")
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        weights["blocks.1.ffn.fc2.weight"] = weights["blocks.1.ffn.fc2.weight"].T.contiguous()
+        with pytest.raises(UserError, match=r"fc2\.weight' has shape \(512, 128\); expected \(128, 512\)"):
+            initialize_from_var(model, weights)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_model_without_transformer(self) -> None:
         with pytest.raises(UserError, match="no transformer to initialise"):

@@ -5,7 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
+
+from restorevar.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "blind_test.py"
 
@@ -36,3 +38,22 @@ def test_half_is_real_and_all_crops_are_alike(blind_test, tmp_path, capsys):
     (tmp_path / "answers.json").write_text(json.dumps({"low_light": dict.fromkeys(ours[:-1], "too dark")}))
     blind_test.score(tmp_path / "out", tmp_path / "answers.json")
     assert "| low_light | 14 | 93 % | 1 | 0 |" in capsys.readouterr().out
+
+
+def test_turned_photos_stand_upright(blind_test, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("real/haze/a.jpg", "clean/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (64, 48), "grey").save(tmp_path / name, exif=exif)
+    shapes, cropped = [], blind_test.cropped
+    monkeypatch.setattr(blind_test, "cropped", lambda photo, *rest: shapes.append(photo.shape) or cropped(photo, *rest))
+    blind_test.make(tmp_path / "real", tmp_path / "clean", tmp_path / "out", count=2, seed=0)
+    assert shapes == [(64, 48, 3)] * 2
+
+
+def test_a_folder_without_photos_is_named(blind_test, tmp_path):
+    for name in ("real/haze", "clean"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="haze: no photo in it"):
+        blind_test.make(tmp_path / "real", tmp_path / "clean", tmp_path / "out", count=2, seed=0)

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -46,6 +47,16 @@ def test_a_gate_learns_to_keep_good_photos(script, tiny_folders, tmp_path, monke
     with torch.no_grad():
         kept = gate(photos - 1, photos * 2 - 1, 1.0)
     assert (kept - (photos * 2 - 1)).square().mean() < 0.1 * (photos - 1 - (photos * 2 - 1)).square().mean()
+
+
+def test_the_terms_of_the_weights_come_along(script, tiny_folders, tmp_path, monkeypatch):
+    model = RestoreVAR.from_pretrained(tiny_folders["refiner"])
+    model.config = dataclasses.replace(model.config, license="TERMS.txt")
+    model.save_pretrained(tmp_path / "given")
+    (tmp_path / "given" / "TERMS.txt").write_text("free")
+    torch.save(remembered(noisy(16, 32) * 0.5), tmp_path / "last.ckpt")
+    run(script, monkeypatch, tmp_path / "given", tmp_path / "last.ckpt", "--output", tmp_path / "model", "--steps", 1)
+    assert (tmp_path / "model" / "TERMS.txt").read_text() == "free"
 
 
 def test_a_checkpoint_of_another_stage(script, tiny_folders, tmp_path, monkeypatch, capsys):
