@@ -115,7 +115,7 @@ def finetune(
     run(pipeline)
     minutes = (time.monotonic() - started) / 60
     scores = {}
-    for name, scored in {"before": model, "after": runs / "detail" / "model"}.items():
+    for name, scored in {"before": model, "after": runs / "gate" / "model"}.items():
         words = ["test", "--config", ROOT / "configs" / "test.yaml", "--config", overlay, "--data.root", data]
         words += ["--model.model", scored, "--model.metrics=[psnr]", "--model.baselines=[]"]
         run([*words, f"--trainer.default_root_dir={runs / name}"])
