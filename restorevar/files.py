@@ -5,10 +5,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["atomic_write", "discard", "previous_of", "publish", "sha256", "sync"]
+from restorevar.errors import UserError
+
+__all__ = ["atomic_write", "discard", "previous_of", "publish", "refuse_existing", "sha256", "sync"]
 
 
 @contextlib.contextmanager
@@ -59,6 +61,17 @@ def sync(path: str | os.PathLike[str]) -> None:
 def previous_of(path: Path) -> Path:
     """Where :func:`publish` keeps the folder before this one until the new one is in place."""
     return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Checks what a command with `--output` and `--overwrite` is about to write.
+
+    Raises:
+        UserError: One of the files is there, and may not be replaced.
+    """
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"{existing[0]} exists already; give another --output, or --overwrite to replace it")
 
 
 def discard(path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -48,6 +49,14 @@ TOKENIZER = TokenizerConfig(
 )
 TRANSFORMER = TransformerConfig(depth=2, width=16, heads=2, gain_init=1.0, class_count=1)
 REFINER = RefinerConfig(kind="convolution", width=16, depth=1)
+
+
+def load_module(path: Path) -> ModuleType:
+    """A file of `scripts/` or `benchmarks/` as a module, anew."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def skimage_photo(name: str) -> Path:

@@ -1,6 +1,5 @@
 """restorevar-nano: the recipe that makes it, the folder that is shipped, and what its card claims."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from restorevar.devices import computes_bfloat16
 from restorevar.files import sha256
 from restorevar.models.pretrained import shipped_models
 from restorevar.restoration.photo import read_rgb
-from tests.conftest import skimage_photo
+from tests.conftest import load_module, skimage_photo
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = pytest.mark.skipif(DEFAULT_MODEL not in shipped_models(), reason=f"{DEFAULT_MODEL} is not in this checkout")
@@ -56,9 +55,7 @@ def test_the_recipe_runs_and_its_model_can_be_shipped(tmp_path):
     words = ["pipeline", "--config", str(config), "--output", str(tmp_path / "runs"), *short]
     assert main([*words, "--data.root", str(tmp_path / "photos")]) == 0
 
-    specification = importlib.util.spec_from_file_location("ship", ROOT / "scripts" / "ship.py")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_module(ROOT / "scripts" / "ship.py")
     script.ship(tmp_path / "runs" / "gate" / "model", tmp_path / "shipped")  # refuses more than 30 MB
     model = RestoreVAR.from_pretrained(tmp_path / "shipped")
     assert None not in (model.transformer, model.refiner, model.detail, model.gate)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restorevar.errors import UserError
-from restorevar.files import previous_of
+from restorevar.files import previous_of, refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,7 @@ def consolidate(checkpoint: Path, output: Path, overwrite: bool = False) -> None
     from restorevar.models.config import RestoreVARConfig
     from restorevar.models.sharding import assemble
 
-    existing = [output / name for name in (pretrained.CONFIG, pretrained.WEIGHTS) if (output / name).exists()]
-    if existing and not overwrite:
-        raise UserError(f"{existing[0]} exists already; give another --output, or --overwrite to replace it")
-
+    refuse_existing([output / pretrained.CONFIG, output / pretrained.WEIGHTS], overwrite)
     if not checkpoint.exists() and previous_of(checkpoint).exists():
         checkpoint = previous_of(checkpoint)
     if not checkpoint.exists():

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from restorevar.errors import UserError
+from restorevar.files import atomic_write, refuse_existing, sha256
 
 __all__ = ["convert", "parse_scales"]
 
@@ -85,7 +86,7 @@ def _from_published(
     from restorevar.models.pretrained import CONFIG, WEIGHTS
     from restorevar.models.published import load_published
 
-    _refuse_existing([output / CONFIG, output / WEIGHTS], overwrite)
+    refuse_existing([output / CONFIG, output / WEIGHTS], overwrite)
     load_published(tokenizer, transformer, refiner_heads, scales).save_pretrained(output)
     return [output / WEIGHTS, output / CONFIG]
 
@@ -93,12 +94,11 @@ def _from_published(
 def _to_published(model: str, output: Path, overwrite: bool) -> list[Path]:
     import torch
 
-    from restorevar.files import atomic_write
     from restorevar.models.pretrained import load
     from restorevar.models.published import to_published
 
     paths = [output / TOKENIZER_FILE, output / TRANSFORMER_FILE]
-    _refuse_existing(paths, overwrite)
+    refuse_existing(paths, overwrite)
     written = []
     for path, weights in zip(paths, to_published(load(model)), strict=True):
         if weights:  # a model folder of stage 1 has no transformer
@@ -108,14 +108,6 @@ def _to_published(model: str, output: Path, overwrite: bool) -> list[Path]:
     return written
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
-    existing = [str(path) for path in paths if path.exists()]
-    if existing and not overwrite:
-        raise UserError(f"{existing[0]} exists already; give another --output, or --overwrite to replace it")
-
-
 def _report(written: list[Path]) -> None:
-    from restorevar.files import sha256
-
     for path in written:
         sys.stdout.write(f"{path}  {path.stat().st_size / 1e6:.1f} MB  sha256 {sha256(path)}\n")

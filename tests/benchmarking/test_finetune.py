@@ -1,7 +1,6 @@
 """Short forms of docs/finetune.md through the real commands."""
 
 import dataclasses
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from restorevar.models import DetailConfig, RestoreVAR
+from tests.conftest import load_module
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "finetune.py"
 SHORT = [
@@ -31,9 +31,7 @@ SHORT = [
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    specification = importlib.util.spec_from_file_location("finetune", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_module(PATH)
     monkeypatch.setattr(module, "TRAIN", 2)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", "")

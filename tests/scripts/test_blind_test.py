@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,16 +7,14 @@ import pytest
 from PIL import ExifTags, Image
 
 from restorevar.errors import UserError
+from tests.conftest import load_module
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "blind_test.py"
 
 
 @pytest.fixture
 def blind_test():
-    spec = importlib.util.spec_from_file_location("blind_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(SCRIPT)
 
 
 def test_half_is_real_and_all_crops_are_alike(blind_test, tmp_path, capsys):

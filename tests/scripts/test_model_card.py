@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ import torch
 from PIL import Image
 
 from restorevar.evaluation.scores import INPUT_METHOD, MODEL_METHOD, ScoreTable, summarize, write_json
+from tests.conftest import load_module
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "model_card.py"
 KINDS = ("haze", "low_light")
@@ -15,10 +15,7 @@ KINDS = ("haze", "low_light")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("model_card", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(SCRIPT)
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from restorevar import RestoreVAR
 from restorevar.modules.gate import error_terms
+from tests.conftest import load_module
 from tests.models.test_gate import noisy
 
 ROOT = Path(__file__).parents[2]
@@ -15,10 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("refit_gate", ROOT / "scripts" / "refit_gate.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "scripts" / "refit_gate.py")
 
 
 def remembered(restored: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,16 +7,14 @@ from safetensors.torch import load_file
 
 from restorevar import RestoreVAR
 from restorevar.errors import UserError
+from tests.conftest import load_module
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ship.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("ship", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(SCRIPT)
 
 
 def test_the_folder_is_half_as_large_and_names_its_licence(script, tiny_model_folder, tmp_path):

@@ -1,20 +1,17 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from restorevar.errors import UserError
+from tests.conftest import load_module
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("training_curves", ROOT / "scripts" / "training_curves.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "scripts" / "training_curves.py")
 
 
 def write_events(folder: Path, losses: dict[int, float]) -> Path:

@@ -1,18 +1,17 @@
 """What scripts/blind_test.py keeps of a round, and the kinds it takes."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 from PIL import Image
 
+from tests.conftest import load_module
+
 SCRIPT = Path(__file__).parents[3] / "scripts" / "blind_test.py"
 
 
 def test_a_round_of_mixed_photos_says_how_it_was_made(photos, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("blind_test", SCRIPT)
-    blind_test = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(blind_test)
+    blind_test = load_module(SCRIPT)
     real, clean, output = tmp_path / "real", tmp_path / "clean", tmp_path / "out"
     for folder in (real / "mixed", clean):
         folder.mkdir(parents=True)
