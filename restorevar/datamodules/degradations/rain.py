@@ -8,7 +8,7 @@ import numpy as np
 from restorevar.datamodules.degradations.depth import relative_depth
 from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, added
-from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts
+from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts, near_window, places
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["rain"]
@@ -67,17 +67,24 @@ def rain(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         border = 2 * reach + 4
         area = (height + 2 * border) * (columns + 2 * border) / (512 * view.unit) ** 2
         count = int(min(density / layers / nearness**1.5, 1400 if nearness < 0.3 else math.inf) * area)
-        tilt = angle + stream.normal(0, crossing) + stream.normal(0, stream.uniform(0.015, 0.09), count)
+        bend, waver = stream.normal(0, crossing), stream.normal(0, stream.uniform(0.015, 0.09), count)
         # streams of their own: more severity adds streaks and moves none
-        centre = view.random(f"places {nearness:.2f}").uniform(-border, (columns + border, height + border), (count, 2))
-        size = reach * np.minimum(0.4 * np.exp(view.random(f"lengths {nearness:.2f}").normal(0, 0.5, count)), 1.2)
+        centre = places(view, f"places {nearness:.2f}", count, border)
         opacity = 0.15 + 0.85 * view.random(f"opacities {nearness:.2f}").random(count) ** (1 + 0.8 * natural)
         opacity *= strength * share * at_places(view, gust, centre)
-        direction = np.stack([np.sin(tilt), np.cos(tilt)], axis=1)
         thickness = max(width * nearness * view.unit, 0.6)
-        taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
         softness = max(0.25 if nearness < 1 else 0.35, 0.25 * nearness) * thickness
-        drawn = draw(view, Strokes(centre, direction * size[:, None], opacity, thickness, softness, taper))
+        spread = view.random(f"lengths {nearness:.2f}").normal(0, 0.5, count)
+        # what follows, only for those that can be seen
+        near = near_window(view, centre, border + 3 * thickness + 1)
+        size = reach * np.minimum(0.4 * np.exp(spread[near]), 1.2)
+        tilt = angle + bend + waver[near]
+        taper = 0.8 * reach * math.sin(angle), 0.8 * reach * math.cos(angle)
+        strongest = float(opacity.max(initial=0))
+        direction = np.stack([np.sin(tilt), np.cos(tilt)])
+        drawn = draw(
+            view, Strokes(centre[:, near], direction * size, opacity[near], strongest, thickness, softness, taper)
+        )
         if drawn is not None:
             if nearness < 0.3:
                 # what is near has no rain far before it

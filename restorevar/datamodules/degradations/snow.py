@@ -7,7 +7,7 @@ import numpy as np
 from restorevar.datamodules.degradations.depth import relative_depth
 from restorevar.datamodules.degradations.haze import airlight_colour, overcast, veil
 from restorevar.datamodules.degradations.light import FloatImage, veiled
-from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts
+from restorevar.datamodules.degradations.particles import Strokes, at_places, cover, draw, gusts, near_window, places
 from restorevar.datamodules.degradations.view import Parameters, View
 
 __all__ = ["snow"]
@@ -58,25 +58,30 @@ def snow(view: View, severity: float) -> tuple[FloatImage, Parameters]:
         area = (height + 2 * border) * (width + 2 * border) / (512 * view.unit) ** 2
         count = int(number * density * area)
         # streams of their own: more severity adds flakes and moves none
-        centre = view.random(f"places {layer}").uniform(-border, (width + border, height + border), (count, 2))
-        tilt = angle + view.random(f"angles {layer}").normal(0, 0.4, count)
-        path = 0.5 * speed * diameter * np.minimum(np.exp(view.random(f"speeds {layer}").normal(-0.5, 0.6, count)), 2)
+        centre = places(view, f"places {layer}", count, border)
+        turned = view.random(f"angles {layer}").normal(0, 0.4, count)
+        speeds = view.random(f"speeds {layer}").normal(-0.5, 0.6, count)
         opacity = strength * fading * (0.1 + 0.9 * view.random(f"opacities {layer}").random(count) ** 1.3)
         opacity *= at_places(view, gust, centre)
-        reach = np.stack([np.sin(tilt), np.cos(tilt)], axis=1) * path[:, None]
+        strongest = float(opacity.max(initial=0))
+        # what follows, only for those that can be seen
+        near = near_window(view, centre, border + 2 * diameter)
+        centre, opacity = centre[:, near], opacity[near]
+        tilt, path = angle + turned[near], 0.5 * speed * diameter * np.minimum(np.exp(speeds[near]), 2)
+        reach = np.stack([np.sin(tilt), np.cos(tilt)]) * path
         thickness = diameter
         if layer >= 2:
             # a flake is a lump of crystals, not a disc: three rods with directions of their own
-            lumps = view.random(f"lumps {layer}").normal(0, 0.35 * diameter, (count, 3, 2))
-            turn = view.random(f"turns {layer}").uniform(0, 2 * math.pi, (count, 3))
-            length = view.random(f"lengths {layer}").uniform(0.05, 0.5, (count, 3)) * diameter
-            rods = np.stack([np.cos(turn) * length, np.sin(turn) * length], axis=2)
-            centre = (centre[:, None] + lumps).reshape(-1, 2)
-            reach, opacity = (reach[:, None] + rods).reshape(-1, 2), opacity.repeat(3)
+            lumps = view.random(f"lumps {layer}").normal(0, 0.35 * diameter, (count, 3, 2))[near]
+            turn = view.random(f"turns {layer}").uniform(0, 2 * math.pi, (count, 3))[near]
+            length = view.random(f"lengths {layer}").uniform(0.05, 0.5, (count, 3))[near] * diameter
+            rods = np.stack([np.cos(turn) * length, np.sin(turn) * length])
+            centre = (centre[:, :, None] + lumps.transpose(2, 0, 1)).reshape(2, -1)
+            reach, opacity = (reach[:, :, None] + rods).reshape(2, -1), opacity.repeat(3)
             thickness = 0.45 * diameter
         # what is near is out of focus
         softness = blur * diameter if layer < 5 else max(blur, 0.3) * diameter
-        drawn = draw(view, Strokes(centre, reach, opacity, thickness, max(0.4, softness)))
+        drawn = draw(view, Strokes(centre, reach, opacity, strongest, thickness, max(0.4, softness)))
         if drawn is not None:
             if layer < 2:
                 # what is near has few of the far flakes before it
