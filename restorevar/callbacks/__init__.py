@@ -1,6 +1,7 @@
 """Side outputs of training and evaluation, and what keeps a run safe; the modules know nothing of them."""
 
 from restorevar.callbacks.acceleration import Acceleration
+from restorevar.callbacks.averages import ExponentialMovingAverage
 from restorevar.callbacks.checkpoint import NewestCheckpoint
 from restorevar.callbacks.codebook import CodebookReport
 from restorevar.callbacks.export import ExportModel
@@ -17,6 +18,7 @@ from restorevar.callbacks.total_batch import TotalBatch
 __all__ = [
     "Acceleration",
     "CodebookReport",
+    "ExponentialMovingAverage",
     "ExportModel",
     "ImageGrids",
     "NanGuard",

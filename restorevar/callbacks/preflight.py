@@ -49,7 +49,7 @@ class Preflight(Callback):
             return
         if any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer)):
             raise UserError(
-                "averaged weights (WeightAveraging, EMAWeightAveraging) do not work with split weights (FSDP);"
+                "averaged weights (ExponentialMovingAverage) do not work with split weights (FSDP);"
                 " remove that callback, or use configs/trainer/ddp.yaml"
             )
         if isinstance(pl_module, TokenizerModule):

@@ -70,6 +70,11 @@ def test_fine_tuning(case, kind, benchmark, licensed_model, tiny_photos, tmp_pat
     assert changed == {"transformer", "refiner", "detail"}
     assert "gain_other" in (folder / "README.md").read_text()  # validated on what is new, too
     assert json.loads((folder / "config.json").read_text())["model"]["license"] == "LICENSE-WEIGHTS"
+    settings = {name: (tmp_path / "out" / case / name / "config.yaml").read_text() for name in ("detail", "gate")}
+    assert "ExponentialMovingAverage" in settings["detail"]
+    assert (
+        "ExponentialMovingAverage" not in settings["gate"]
+    )  # from nothing in a hundred steps: averages would lag behind
 
 
 @pytest.mark.parametrize(("case", "place"), [("pairs", "clean"), ("degradation", "")])

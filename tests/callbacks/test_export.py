@@ -3,9 +3,8 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from restorevar.callbacks import ExportModel
+from restorevar.callbacks import ExponentialMovingAverage, ExportModel
 from restorevar.models import RestoreVAR
 from restorevar.modules import RefinerModule
 from tests.modules.stages import fit
@@ -38,12 +37,22 @@ def test_averaged_weights_are_exported(tiny_folders, tiny_photos, tmp_path):
         return RestoreVAR.from_pretrained(folder / "model").refiner.state_dict()
 
     plain = run(tmp_path / "plain", [])
-    frozen_average = run(tmp_path / "averaged", [EMAWeightAveraging(decay=1.0, use_buffers=False)])
+    frozen_average = run(tmp_path / "averaged", [ExponentialMovingAverage(decay=1.0)])
     first_step = run_one(tiny_folders, tiny_photos, tmp_path / "one")
     # with a decay of 1 the average stays at the first step's weights
     assert any(not torch.equal(plain[name], frozen_average[name]) for name in plain)
     for name, value in first_step.items():
         assert torch.allclose(frozen_average[name], value, atol=1e-6), name
+
+
+def test_averages_leave_frozen_weights_as_they_are(tiny_folders, tiny_photos, tmp_path):
+    average = ExponentialMovingAverage(decay=0.9)
+    fit(module(tiny_folders), tiny_photos, tmp_path, steps=6, callbacks=[average, ExportModel()])
+    given, exported = (
+        RestoreVAR.from_pretrained(f).state_dict() for f in (tiny_folders["refiner"], tmp_path / "model")
+    )
+    changed = {name.split(".")[0] for name, value in exported.items() if not torch.equal(value, given[name])}
+    assert changed == {"refiner"}
 
 
 def run_one(tiny_folders, tiny_photos, folder):

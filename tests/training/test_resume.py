@@ -3,7 +3,8 @@
 import pytest
 import tiny
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+
+from restorevar.callbacks import ExponentialMovingAverage
 
 # An epoch has 6 batches. From scratch, the first 2 of 8 steps have no quantization, and codes restart at 3 and 6. The
 # slow test of kills goes through many more moments.
@@ -21,7 +22,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("stage", tiny.STAGES)
 def test_any_moment_exact(folder, stage):
     settings = {"max_steps": 8, "drop_path": 0.3}
-    whole = tiny.fit(folder, stage, f"{stage}-whole", callbacks=[EMAWeightAveraging(decay=0.9)], **settings)
+    whole = tiny.fit(folder, stage, f"{stage}-whole", callbacks=[ExponentialMovingAverage(decay=0.9)], **settings)
     for moment in MOMENTS[stage]:
         part = f"{stage}-{moment}"
         first = tiny.fit(
@@ -30,11 +31,11 @@ def test_any_moment_exact(folder, stage):
             part,
             until=moment,
             every_n_steps=moment,
-            callbacks=[EMAWeightAveraging(decay=0.9)],
+            callbacks=[ExponentialMovingAverage(decay=0.9)],
             **settings,
         )
         rest = tiny.fit(
-            folder, stage, f"{part}-rest", resume=part, callbacks=[EMAWeightAveraging(decay=0.9)], **settings
+            folder, stage, f"{part}-rest", resume=part, callbacks=[ExponentialMovingAverage(decay=0.9)], **settings
         )
         assert first["paths"] + rest["paths"] == whole["paths"], moment
         assert first["losses"] + rest["losses"] == whole["losses"], moment

@@ -95,7 +95,7 @@ def test_the_recipe_to_the_letter(stage):
     assert data["image_size"] == 512
     assert tuple(data["resize_short_side"]) == (1.125, 1.125)
     assert 48 % data["batch_size"] == 0
-    assert not any("WeightAveraging" in callback["class_path"] for callback in trainer["callbacks"])
+    assert not any("ExponentialMovingAverage" in callback["class_path"] for callback in trainer["callbacks"])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

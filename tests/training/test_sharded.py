@@ -103,12 +103,11 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path, capsys):
 def test_what_does_not_go_with_split_weights_stops(stage, message):
     from types import SimpleNamespace
 
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-
+    from restorevar.callbacks import ExponentialMovingAverage
     from restorevar.strategies import ShardedStrategy
 
     trainer = SimpleNamespace(
-        strategy=ShardedStrategy(), callbacks=[EMAWeightAveraging()] if stage == "transformer" else []
+        strategy=ShardedStrategy(), callbacks=[ExponentialMovingAverage()] if stage == "transformer" else []
     )
     module = tiny.make_module(tiny.Path("unused"), stage, "adamw")
     with pytest.raises(UserError, match=message):

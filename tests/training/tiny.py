@@ -15,10 +15,9 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 
-from restorevar.callbacks import NewestCheckpoint
+from restorevar.callbacks import ExponentialMovingAverage, NewestCheckpoint
 from restorevar.datamodules import PairedFolders, RestorationDataModule
 from restorevar.models import (
     DetailConfig,
@@ -272,7 +271,7 @@ def fit_or_die(folder: Path, stage: str, run: str, step: int | None, where: str,
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    callbacks: list[L.Callback] = [EMAWeightAveraging(decay=0.9)]
+    callbacks: list[L.Callback] = [ExponentialMovingAverage(decay=0.9)]
     if step is not None:
         callbacks.append(KillAt(step, where))
     exists = (folder / run / "checkpoints" / "last.ckpt").exists()
