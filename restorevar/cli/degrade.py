@@ -62,7 +62,7 @@ def degrade(
         errors += _write_sheet(paths, kind, seed, contact_sheet, overwrite)
     if kind is not None and output is not None:
         jobs = plan_jobs(paths, output)
-        there = [job.result for job in jobs if job.result.exists()]
+        there = [path for job in jobs for path in (job.result, _parameters_of(job)) if path.exists()]
         if there and not overwrite:
             raise UserError(
                 f"{len(there)} of the results are there already ({there[0]}); choose another --output or --overwrite"
@@ -150,10 +150,18 @@ def _degrade_file(job: Job, kind: str, severity: float, seed: int, maps: dict[Pa
     # before the photo is written: a degradation of the user's own may return what JSON cannot hold
     text = json.dumps(parameters, indent=2) + "\n"
     alpha = None if photo.alpha is None else to_8_bits(photo.alpha)
-    # fog over a grey photo has a tint, and noise has colours
-    write_photo(job.result, replace(photo, pixels=pixels, alpha=alpha, grey=False, icc_profile=profile))
-    with atomic_write(job.result.with_name(job.result.name + ".json")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+
+    def write_parameters(_: Path) -> None:
+        with atomic_write(_parameters_of(job)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    # fog over a grey photo has a tint, and noise has colours; no photo without its parameters
+    degraded = replace(photo, pixels=pixels, alpha=alpha, grey=False, icc_profile=profile)
+    write_photo(job.result, degraded, write_parameters)
+
+
+def _parameters_of(job: Job) -> Path:
+    return job.result.with_name(job.result.name + ".json")
 
 
 def _write_sheet(paths: list[Path], kind: str | None, seed: int, target: Path, overwrite: bool) -> list[str]:

@@ -102,7 +102,7 @@ def _unknown(name: str, known: Sequence[str], prefix: str = "") -> str:
     for part in parts:
         if part not in own and (close := difflib.get_close_matches(part, own, 1, 0.7)):
             return f"unknown setting '{prefix}{name}' - did you mean '{close[0]}'?"
-    listed = [option for option in known if "." not in option]
+    listed = [option for option in known if "." not in option and option != "print_shtab"]
     return f"unknown setting '{prefix}{name}'; there are: {', '.join(listed)}"
 
 
@@ -121,6 +121,8 @@ def _unrecognized(rest: str, parser: ArgumentParser) -> str:
     word = rest.split()[0]
     if not word.startswith("-"):
         return f"unexpected word '{word}'; words without a -- name go together, before the options"
+    if Path(word).exists():
+        return f"'{word}' is taken for an option; write './{word}' for the file"
     name = word.lstrip("-").partition("=")[0]
     known = [name.lstrip("-") for action in parser._actions for name in action.option_strings if name.startswith("--")]
     return _unknown(name, [option for option in known if not option.endswith(".help")], "--")
@@ -168,8 +170,9 @@ def _bad_value(match: re.Match[str]) -> str:
     key, rest = match[1], " ".join(match[2].split())
     if nested := re.search(r'Parser key "([^"]+)":(.*)', rest):
         return _bad_value(nested)
-    kinds = "|".join(_plain_type(kind) for kind in re.findall(r"Expected an? (.+?)(?=\. Got| - |$| Given)", rest))
-    given = re.search(r"(?:Got value|Given value): (.*)$", rest)
+    kinds = "|".join(_plain_type(kind) for kind in re.findall(r"Expected (?:an? )?(.+?)(?=\. Got| - |$| Given)", rest))
+    # of a union each kind has its say, and what was given comes last
+    given = re.search(r"Given value: (.*)$", rest) or re.search(r"Got value: (.*)$", rest)
     if kinds and given:
         return f"{key}: got '{given[1]}'; expected {kinds.replace('|', ' or ')}"
     return f"{key}: {rest}"

@@ -136,13 +136,15 @@ class _Display:
     def __init__(self, jobs: Sequence[Job]) -> None:
         # a photo whose size cannot be told still counts as one pixel of work
         self._sizes = [max(pixel_count(job.source), 1) for job in jobs]
+        console = Console(stderr=True, emoji=False)
         self._progress = Progress(
             TextColumn("{task.fields[number]}/{task.fields[count]} {task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=sum(self._sizes), number=0, count=len(jobs))
 

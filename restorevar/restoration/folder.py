@@ -79,11 +79,10 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
         One job a photo, in the order given and sorted within folders.
 
     Raises:
-        UserError: If a path does not exist, nothing is found, two photos would share one result, or a result would
-            replace a given photo.
+        UserError: If a path does not exist, nothing is found, two photos would share one result, a result would replace
+            a given photo or a folder, or nothing can be written there.
     """
-    if not output.is_dir() and (output.exists() or output.suffix.lower() in SUFFIXES):
-        raise UserError(f"the output {output} is a file's name; expected a folder: results keep their photos' names")
+    _check_output(output)
     jobs: dict[Path, Job] = {}
     for path in paths:
         if path.is_dir():
@@ -106,6 +105,8 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
             raise UserError(
                 f"the result of {job.source} would replace the photo {target}; choose another output folder"
             )
+        if target.is_dir():
+            raise UserError(f"{job.result}, the result of {job.source}, is a folder; choose another output folder")
         if target in results:
             raise UserError(
                 f"{results[target].source} and {job.source} would both become {job.result}; "
@@ -113,6 +114,16 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
             )
         results[target] = job
     return list(jobs.values())
+
+
+def _check_output(output: Path) -> None:
+    if not output.is_dir() and (output.exists() or output.suffix.lower() in SUFFIXES):
+        raise UserError(f"the output {output} is a file's name; expected a folder: results keep their photos' names")
+    nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"the output {output} lies in {nearest}, which is a file; choose another output folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"the output {output}: no permission to write in {nearest}; choose another output folder")
 
 
 def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
@@ -174,9 +185,17 @@ class Record:
             return False
         try:
             same = all(entries[-1].get(key) == value for key, value in self._origin(job).items())
-            return same and _is_unchanged(job.result, entries[-1])
+            return same and _is_unchanged(job.result, entries[-1]) and not _is_of_another(job, entries[-1])
         except OSError:
             return False
+
+    def namesake(self, job: Job) -> Path | None:
+        """Another photo, still there, whose result lies where this one's goes; None if there is none."""
+        entries = self._entries.get(self._name(job))
+        if not entries or not _is_of_another(job, entries[-1]):
+            return None
+        other = Path(entries[-1]["photo"])
+        return other if other.exists() else None
 
     def enter(self, job: Job, written: Path) -> None:
         """To be called once the result is complete, before it goes to its place.
@@ -187,7 +206,8 @@ class Record:
         """
         state = written.stat()
         facts = {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": sha256(written)}
-        entry = {"result": self._name(job), **facts, **self._origin(job)}
+        photo = {"photo": str(job.source.resolve()), "photo_sha256": sha256(job.source)}
+        entry = {"result": self._name(job), **facts, **self._origin(job), **photo}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
             end = file.seek(0, os.SEEK_END)
@@ -202,6 +222,12 @@ class Record:
     def _origin(self, job: Job) -> dict[str, Any]:
         source = job.source.stat()
         return {"source": [source.st_size, source.st_mtime_ns], "made_by": self._made_by}
+
+
+def _is_of_another(job: Job, entry: dict[str, Any]) -> bool:
+    """Whether an entry is of a photo in another place that is not this one, moved or copied."""
+    photo = entry.get("photo", str(job.source.resolve()))
+    return photo != str(job.source.resolve()) and sha256(job.source) != entry.get("photo_sha256")
 
 
 def _is_unchanged(result: Path, entry: dict[str, Any]) -> bool:
@@ -245,6 +271,10 @@ def run_jobs(
             elif not overwrite and job.result.exists() and not record.is_ours(job):
                 raise UserError(
                     f"{job.result} exists and is not (or no longer) a result of ours; --overwrite replaces it"
+                )
+            elif not overwrite and job.result.exists() and (other := record.namesake(job)) is not None:
+                raise UserError(
+                    f"{job.result} is the result of {other}; choose another output folder, or --overwrite replaces it"
                 )
             else:
                 _restore_file(job, restorer, record, progress)

@@ -3,10 +3,13 @@
 Policy, the same everywhere in the package:
 
 * The EXIF orientation is applied to the pixels and the tag is reset. All other EXIF entries, the ICC profile, the
-  resolution and XMP are kept; the embedded thumbnail, which would show the photo before restoration, is dropped.
+  resolution, XMP, IPTC, a JPEG's comment, and a PNG's texts and colour chunks are kept; the embedded thumbnail, which
+  would show the photo before restoration, is dropped.
 * Pixel values are taken as they are stored, in the colour space of the embedded profile.
-* Grey comes back grey. Alpha is kept aside and put back. A palette becomes RGB (with alpha where it had transparency).
-* 16-bit PNG and TIFF are worked on as floating point and come back with 16 bits. 32-bit samples are refused.
+* Grey comes back grey. Alpha is kept aside and put back, but for BMP, which is left without. A palette becomes RGB
+  (with alpha where it had transparency).
+* 16-bit PNG and TIFF are worked on as floating point and come back with 16 bits, 12-bit grey as well. 32-bit samples,
+  16-bit TIFFs whose channels lie apart, and raw files of cameras are refused.
 * CMYK is converted to sRGB, through the embedded profile if there is one, and comes back as RGB.
 * Of a file with several frames the first is read, with a note.
 * More pixels than Pillow's decompression bomb limit (178 million) are refused.
@@ -61,6 +64,8 @@ SUFFIXES = {
 
 _OPENED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _JPEG_SEGMENT = 65533
+_IPTC = 0x0404  # among Photoshop's resources
+_PNG_KEPT = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt")
 _ROWS = 256
 _DEFLATE = 4  # photographs come out as small as with level 6
 _ORIENTATION = ExifTags.Base.Orientation
@@ -86,6 +91,9 @@ class Photo:
         icc_profile: ICC profile, or empty.
         xmp: XMP packet, or empty.
         resolution: Horizontal and vertical dots per inch, or None.
+        iptc: IPTC record of a JPEG (captions, keywords), or empty; a TIFF's is among its EXIF entries.
+        comment: A JPEG's comment, or empty.
+        png_chunks: Name and content of a PNG's chunks of text and colour (gAMA, cHRM, sRGB, cICP).
         notes: What the user should know about how the file was read.
     """
 
@@ -98,6 +106,9 @@ class Photo:
     icc_profile: bytes = b""
     xmp: bytes = b""
     resolution: tuple[float, float] | None = None
+    iptc: bytes = b""
+    comment: bytes = b""
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -153,11 +164,18 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             notes.append("EXIF longer than a JPEG can hold left out")
             exif = b""
         pixels, alpha, grey = _pixels(image, path)
+        if image.format == "BMP" and alpha is not None:  # Pillow reads it and writes none
+            notes.append("alpha left out, choose PNG to keep it")
+            alpha = None
         icc_profile = image.info.get("icc_profile") or b""
         if image.mode == "CMYK":
-            notes.append("CMYK converted to RGB")
+            deep = isinstance(image, TiffImagePlugin.TiffImageFile) and max(image.tag_v2.get(258, (8,))) > 8
+            notes.append(f"CMYK converted to RGB{' of 8 bits' if deep else ''}")
             icc_profile = b""
-        resolution = _resolution(image.info.get("dpi"))
+        iptc, comment = _iptc(image), image.info.get("comment", b"") if image.format in ("JPEG", "MPO") else b""
+        if max(len(iptc), len(comment)) > _JPEG_SEGMENT - 32:
+            notes.append("IPTC or comment longer than a JPEG segment left out")
+            iptc, comment = (data if len(data) <= _JPEG_SEGMENT - 32 else b"" for data in (iptc, comment))
         return Photo(
             pixels=np.ascontiguousarray(pixels),
             alpha=None if alpha is None else np.ascontiguousarray(alpha),
@@ -167,15 +185,19 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             exif=exif,
             icc_profile=icc_profile,
             xmp=xmp,
-            resolution=resolution,
+            resolution=_resolution(image),
+            iptc=iptc,
+            comment=comment,
+            png_chunks=tuple(_png_chunks(path)) if image.format == "PNG" else (),
             notes=tuple(notes),
         )
 
 
-def _resolution(stored: Any) -> tuple[float, float] | None:
+def _resolution(image: Image.Image) -> tuple[float, float] | None:
     """Dots per inch, if they are numbers that all formats can hold; scanners write 0/0."""
-    if not stored:
-        return None
+    stored = image.info.get("dpi")
+    if not stored or (isinstance(image, TiffImagePlugin.TiffImageFile) and 282 not in image.tag_v2):
+        return None  # Pillow says 1 of a TIFF that says nothing
     across, down = float(stored[0]), float(stored[1])
     return (across, down) if 0.01 <= across < 60000 and 0.01 <= down < 60000 else None
 
@@ -218,10 +240,11 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     kinds = "a JPEG, PNG, WebP, BMP or TIFF photo"
     try:
         with warnings.catch_warnings():
-            # Pillow warns at half of its limit; real cameras reach that
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns at half of its limit, which real cameras reach, and of blocks whose damage is reported below
+            warnings.simplefilter("ignore")
             # not by its path: Pillow scrambles a memory-mapped TIFF that has to be turned
             with _stream(path, content) as file, Image.open(file, formats=_OPENED) as image:
+                _refuse_raw(image, path)
                 yield image
     except (UserError, MemoryError):
         raise
@@ -236,9 +259,17 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:
         if (path.stat().st_size if content is None else len(content)) == 0:
             raise UserError(f"{path}: an empty file (0 bytes); expected {kinds}") from None
-        raise UserError(f"{path}: cannot be read as an image; expected {kinds}") from None
+        raise UserError(f"{path}: cannot be read as an image, damaged or of another kind; expected {kinds}") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         raise UserError(f"{path}: damaged or truncated ({error})") from None
+
+
+def _refuse_raw(image: Image.Image, path: Path) -> None:
+    """Raw files of cameras are TIFFs whose first picture is a small preview."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        if 50706 in tags or int(tags.get(254, 0)) & 1:  # DNG's version, or a reduced picture
+            raise UserError(f"{path}: a camera's raw file or a preview; develop it first, to TIFF, PNG or JPEG")
 
 
 def kept_info(image: Image.Image) -> dict[str, Any]:
@@ -251,7 +282,7 @@ def kept_info(image: Image.Image) -> dict[str, Any]:
         `icc_profile` (not of CMYK, which becomes sRGB), `dpi`, and `exif` and `xmp` with the orientation reset; only
         what there is.
     """
-    kept = {"icc_profile": image.info.get("icc_profile"), "dpi": _resolution(image.info.get("dpi"))}
+    kept = {"icc_profile": image.info.get("icc_profile"), "dpi": _resolution(image)}
     if image.mode == "CMYK":
         kept["icc_profile"] = None
     with contextlib.suppress(Exception):  # Pillow raises what it likes on a damaged block
@@ -305,8 +336,10 @@ def _pixels(
     if deep:
         image.load()  # Pillow notices a truncated file, OpenCV does not
         pixels = _read_16_bits(path, _bytes(path, content))
-        if image.format == "TIFF":
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             orientation = 1  # OpenCV turns deep TIFFs while it decodes, whatever it is told
+            if image.tag_v2.get(338) == (1,):
+                pixels = _unmultiplied(pixels)
     else:
         image.load()
         orientation = orientation_of(image)  # Pillow turns a TIFF while it decodes
@@ -337,6 +370,11 @@ def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
     """(H, W, 3 or 4) uint8, or uint16 for 16-bit grey."""
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            if image.tag_v2.get(258) == (12,):
+                grey = np.rint(grey * (65535 / 4095)).astype(np.uint16)
+            if image.tag_v2.get(262) == 0:  # white is 0; Pillow turns those of 8 bits alone
+                grey = 65535 - grey
         channels = [grey, grey, grey]
         if "transparency" in image.info:
             channels.append(np.where(grey == image.info["transparency"], 0, 65535).astype(np.uint16))
@@ -348,6 +386,13 @@ def _read_with_pillow(image: Image.Image) -> NDArray[Any]:
     return np.array(image.convert("RGB"))
 
 
+def _unmultiplied(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Colours (H, W, 4) that were stored times alpha as they are without."""
+    colours, alpha = pixels[..., :3].astype(np.float64), np.maximum(pixels[..., 3:], 1)
+    colours = np.minimum(np.rint(colours * (65535 / alpha)), 65535).astype(np.uint16)
+    return np.concatenate([colours, pixels[..., 3:]], axis=2)
+
+
 def _samples_of_16_bits(image: Image.Image, path: Path, content: bytes | None) -> Literal["", "grey", "colour"]:
     """Tells 16-bit files by their headers: Pillow gives only 8 bits of all but plain grey."""
     if image.format == "PNG":
@@ -357,6 +402,8 @@ def _samples_of_16_bits(image: Image.Image, path: Path, content: bytes | None) -
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
         if set(tags.get(258, ())) == {16} and tags.get(262) in (1, 2) and set(tags.get(339, (1,))) == {1}:
+            if tags.get(284, 1) != 1:  # OpenCV scrambles them, Pillow has no 16-bit colour
+                raise UserError(f"{path}: 16-bit channels that lie apart; expected interleaved ones, convert it first")
             return "grey" if tags[262] == 1 else "colour"
     return ""
 
@@ -403,14 +450,38 @@ def _xmp(image: Image.Image) -> bytes:
     return re.sub(rb"<tiff:Orientation>\d</", b"<tiff:Orientation>1</", packet)
 
 
+def _iptc(image: Image.Image) -> bytes:
+    """The IPTC record among a JPEG's Photoshop resources; their thumbnail would show the old photo."""
+    resources = image.info.get("photoshop") if image.format in ("JPEG", "MPO") else None
+    record = resources.get(_IPTC) if isinstance(resources, dict) else None
+    return record if isinstance(record, bytes) else b""
+
+
+def _png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Chunks that say how to show the colours, and texts; EXIF and XMP, which texts may hold, have their own place."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            size, name = struct.unpack(">I4s", header)
+            if name not in _PNG_KEPT:
+                file.seek(size + 4, os.SEEK_CUR)
+                continue
+            data = file.read(size)
+            file.seek(4, os.SEEK_CUR)
+            if len(data) == size and not data.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type ")):
+                yield name, data
+
+
 def _webp_is_lossless(path: Path) -> bool:
     """Walks the RIFF chunks for the lossless bitstream's name."""
     with path.open("rb") as file:
         file.seek(12)
         while len(header := file.read(8)) == 8:
             name, size = struct.unpack("<4sI", header)
-            if name in (b"VP8L", b"VP8 ", b"ANMF"):
+            if name in (b"VP8L", b"VP8 "):
                 return name == b"VP8L"
+            if name == b"ANMF":  # a frame: its own chunks follow 16 bytes on
+                size = 16
             file.seek(size + size % 2, os.SEEK_CUR)
     return False
 
@@ -433,20 +504,35 @@ def _blocks(photo: Photo) -> Iterator[NDArray[Any]]:
 
 
 def _write_8(file: IO[bytes], photo: Photo) -> None:
+    # through memory: given a file, Pillow's encoders take no notice of a full disk
+    buffer = io.BytesIO()
+    _encode_8(buffer, photo)
+    file.write(buffer.getbuffer())
+
+
+def _encode_8(file: IO[bytes], photo: Photo) -> None:
     image = Image.fromarray(np.ascontiguousarray(_channels(photo)))
     options: dict[str, Any] = {"icc_profile": photo.icc_profile or None, "exif": photo.exif or b""}
     if photo.resolution and photo.format != "WEBP":
         options["dpi"] = photo.resolution
     if photo.format == "JPEG":
+        if photo.iptc:
+            resource = struct.pack(">4sHHI", b"8BIM", _IPTC, 0, len(photo.iptc)) + photo.iptc
+            segment = b"Photoshop 3.0\0" + resource + b"\0" * (len(resource) % 2)
+            options["extra"] = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+        if photo.comment:
+            options["comment"] = photo.comment
         image.save(file, "JPEG", quality=95, subsampling=0, xmp=photo.xmp or None, **options)
     elif photo.format == "WEBP":
         # `exact` keeps the colours under transparent pixels
         image.save(file, "WEBP", quality=95, lossless=photo.lossless, exact=True, method=4, xmp=photo.xmp, **options)
     elif photo.format == "PNG":
-        texts = PngImagePlugin.PngInfo()
+        chunks = PngImagePlugin.PngInfo()
+        for name, data in photo.png_chunks:
+            chunks.add(name, data)
         if photo.xmp:
-            texts.add_itxt("XML:com.adobe.xmp", photo.xmp.decode("utf-8", "replace"))
-        image.save(file, "PNG", pnginfo=texts, compress_level=_DEFLATE, **options)
+            chunks.add_itxt("XML:com.adobe.xmp", photo.xmp.decode("utf-8", "replace"))
+        image.save(file, "PNG", pnginfo=chunks, compress_level=_DEFLATE, **options)
     else:
         image.save(file, photo.format, **({"dpi": photo.resolution} if photo.resolution else {}))
 
@@ -458,6 +544,8 @@ def _write_png_16(file: IO[bytes], photo: Photo) -> None:
     file.write(b"\x89PNG\r\n\x1a\n")
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
     _write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    for name, data in photo.png_chunks:
+        _write_png_chunk(file, name, data)
     if photo.icc_profile:
         _write_png_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc_profile))
     if photo.resolution:

@@ -89,7 +89,7 @@ class Restorer:
         if global_correction not in get_args(GlobalCorrection):
             words = ", ".join(get_args(GlobalCorrection))
             raise UserError(f"global correction '{global_correction}' is unknown; expected one of: {words}")
-        if fidelity is not None and not 0 <= fidelity <= 1:
+        if fidelity is not None and not (isinstance(fidelity, int | float) and 0 <= fidelity <= 1):
             raise UserError(f"fidelity is {fidelity}; expected a number from 0 (method only) to 1 (most of the input)")
         if hasattr(model, "resolve_fidelity"):
             model.resolve_fidelity(fidelity)
@@ -301,7 +301,10 @@ def _restore_image(restorer: Restorer, image: Image.Image, progress: Progress) -
     if mode in ("I", "F", "LAB", "HSV"):
         raise UserError(f"PIL image of mode {mode}; expected grey, RGB, palette or CMYK of 8 bits, or 16-bit grey")
     info = kept_info(image)
-    image.load()  # turns a TIFF
+    try:
+        image.load()  # turns a TIFF
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"PIL image that cannot be decoded ({error}); its file is damaged or truncated") from None
     orientation = orientation_of(image)
     if mode == "1":
         image = image.convert("L")
@@ -324,6 +327,9 @@ def _restore_image(restorer: Restorer, image: Image.Image, progress: Progress) -
 def _restore_array(restorer: Restorer, array: NDArray[Any], progress: Progress) -> NDArray[Any]:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         raise UserError(f"array of shape {array.shape}; expected (H, W) or (H, W, C) with 1 to 4 channels, last")
+    if not array.dtype.isnative:
+        native = array.astype(array.dtype.newbyteorder("="))
+        return _restore_array(restorer, native, progress).astype(array.dtype)
     channels = array[..., None] if array.ndim == 2 else array
     colours = 3 if channels.shape[2] >= 3 else 1
     rgb = np.repeat(channels[..., :1], 3, axis=2) if colours == 1 else channels[..., :3]
@@ -341,8 +347,8 @@ def _luma(rgb: NDArray[Any]) -> NDArray[Any]:
 
 
 def _restore_tensor(restorer: Restorer, tensor: Tensor, progress: Progress) -> Tensor:
-    if tensor.dim() not in (3, 4) or tensor.shape[-3] != 3:
-        raise UserError(f"tensor of shape {tuple(tensor.shape)}; expected (3, H, W) or (B, 3, H, W)")
+    if tensor.dim() not in (3, 4) or tensor.shape[-3] != 3 or 0 in tensor.shape:
+        raise UserError(f"tensor of shape {tuple(tensor.shape)}; expected (3, H, W) or (B, 3, H, W), none of them 0")
     photos = tensor.detach().reshape(-1, *tensor.shape[-3:])
     # NumPy knows no bfloat16
     photos = (photos.float() if photos.is_floating_point() else photos).permute(0, 2, 3, 1).cpu()

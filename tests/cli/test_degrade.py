@@ -166,6 +166,19 @@ def test_results_are_not_replaced_unasked(photos, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
 
+    # parameters count as well
+    for photo in (tmp_path / "out").glob("*.png"):
+        photo.unlink()
+    assert main(words) == 2
+    assert ".json" in capsys.readouterr().err
+
+
+def test_no_photo_without_its_parameters(photos, tmp_path):
+    long = tmp_path / f"{'a' * 248}.png"  # 252 bytes: .json is too much
+    long.write_bytes(next(photos.glob("*.png")).read_bytes())
+    assert main(["degrade", str(long), "--kind", "rain", "--output", str(tmp_path / "out")]) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
 
 def test_contact_sheet(photos, tmp_path):
     sheet = tmp_path / "sheets" / "all.png"

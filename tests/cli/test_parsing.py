@@ -92,6 +92,7 @@ def test_a_flag_needs_no_value():
         (["a", "--outptu", "x"], "error: unknown setting '--outptu' - did you mean '--output'?"),
         (["a", "--output", "x", "--til=3"], "error: unknown setting '--til=3'"),
         (["a", "--output", "x", "--tile", "big"], "error: tile: got 'big'; expected int or one of auto"),
+        (["a", "--output", "x", "--tile", "1e3"], "error: tile: got '1e3'; expected int or one of auto"),
         (["a", "--output", "x", "--color-fix", "wave"], "error: color_fix: got 'wave'; expected one of none, wavelet"),
         (["--output", "x"], "error: missing: PATH"),
         (["a"], "error: missing: --output"),
@@ -101,6 +102,12 @@ def test_a_flag_needs_no_value():
 )
 def test_an_error_is_one_line_with_the_way_out(words, message, capsys):
     assert refused(capsys, words).startswith(message.replace("--til=3'", "--til"))
+
+
+def test_a_file_that_looks_like_an_option_is_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-o.jpg").touch()
+    assert "write './-o.jpg'" in refused(capsys, ["-o.jpg", "--output", "x"])
 
 
 def test_help_shows_the_docstring_with_dashes(capsys):

@@ -313,3 +313,30 @@ def test_memory_is_at_most_32_bytes_a_pixel(tmp_path, suffix):
         peaks[size[0] * size[1]] = int(done.stdout)
     (small, low), (large, high) = sorted(peaks.items())
     assert (high - low) / (large - small) <= 32
+
+
+def test_a_photo_of_the_same_name_is_another_photo(tmp_path):
+    """Cameras count from 1 again; size in bytes and time may be the same too."""
+    one, two = save(tmp_path / "one" / "1.bmp"), save(tmp_path / "two" / "1.bmp", seed=1)
+    os.utime(two, ns=(one.stat().st_mtime_ns,) * 2)
+    run([tmp_path / "one"], tmp_path / "out")
+    before = (tmp_path / "out" / "1.bmp").read_bytes()
+    outcome, _ = run([tmp_path / "two"], tmp_path / "out")
+    assert "is the result of" in outcome.errors[0]
+    assert (tmp_path / "out" / "1.bmp").read_bytes() == before
+    assert run([tmp_path / "two"], tmp_path / "out", overwrite=True)[0].restored == 1
+
+    # a photo that was moved is the same; where it is gone, another one may take its place
+    (tmp_path / "two").rename(tmp_path / "three")
+    assert run([tmp_path / "three"], tmp_path / "out")[0].skipped == 1
+    (tmp_path / "three" / "1.bmp").unlink()
+    assert run([tmp_path / "one"], tmp_path / "out")[0].restored == 1
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_done(tmp_path):
+    photo = save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="which is a file"):
+        plan_jobs([photo], photo / "out")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    with pytest.raises(UserError, match="is a folder"):
+        plan_jobs([photo], tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
-from PIL.TiffImagePlugin import IFDRational
+from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from restorevar.errors import UserError
 from restorevar.restoration.photo import Photo, kept_info, read_photo, read_rgb, to_8_bits, write_photo
@@ -317,3 +317,96 @@ def test_a_transparent_value_of_deep_grey_becomes_alpha(tmp_path):
     photo = read_photo(tmp_path / "a.png")
     np.testing.assert_array_equal(photo.pixels[..., 0], values)
     np.testing.assert_array_equal(photo.alpha == 0, values == values[2, 3])
+
+
+def write_tiff(path, samples, **tags):
+    """An uncompressed TIFF of 16-bit samples, with tags that no library at hand writes."""
+    height, width, channels = samples.shape if samples.ndim == 3 else (*samples.shape, 1)
+    given = {int(tag[1:]): value for tag, value in tags.items()}
+    directory = ImageFileDirectory_v2()
+    for tag, value in (
+        {256: width, 257: height, 258: (16,) * channels, 259: 1, 277: channels, 278: height} | given
+    ).items():
+        directory[tag] = value
+    data = samples.astype("<u2").tobytes()
+    directory[273], directory[279] = 0, len(data)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + data)
+    return path
+
+
+def test_deep_tiffs_of_other_kinds(tmp_path):
+    grey = noise(channels=0, dtype=np.uint16)
+    path = write_tiff(tmp_path / "white_is_zero.tif", grey, t262=0)
+    np.testing.assert_array_equal(read_photo(path).pixels[..., 0], 65535 - grey)
+
+    colours = noise(channels=4, dtype=np.uint16)
+    alpha = colours[..., 3:] = np.maximum(colours[..., 3:], 40000)
+    colours[..., :3] = np.minimum(colours[..., :3], alpha)
+    read = read_photo(write_tiff(tmp_path / "multiplied.tif", colours, t262=2, t338=1))
+    again = np.rint(read.pixels * (alpha / 65535))
+    assert np.abs(again - colours[..., :3]).max() <= 1
+    np.testing.assert_array_equal(read.alpha, alpha[..., 0])
+
+
+def test_what_would_be_scrambled_or_a_preview_is_refused(tmp_path):
+    colours = noise(channels=3, dtype=np.uint16)
+    for name, tags, told in (
+        ("planes.tif", {"t262": 2, "t284": 2}, "lie apart"),
+        ("thumbnail.nef", {"t262": 2, "t254": 1}, "raw file"),
+        ("a.dng", {"t262": 2, "t50706": b"\1\4\0\0"}, "raw file"),
+    ):
+        path = write_tiff(tmp_path / name, colours, **tags)
+        with pytest.raises(UserError, match=told) as caught:
+            read_photo(path)
+        assert name in str(caught.value)
+
+
+def test_a_tiff_that_states_no_resolution_gets_none(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(dtype=np.uint16), t262=2)
+    assert read_photo(path).resolution is None
+    assert 282 not in round_trip(path, tmp_path / "b.tif").tag_v2
+
+
+def test_captions_comments_and_texts_are_kept(tmp_path):
+    caption = b"\x1c\x02\x78\x00\x07caption"
+    thumbnail = struct.pack(">4sHHI", b"8BIM", 0x040C, 0, 6) + b"before"
+    resource = struct.pack(">4sHHI", b"8BIM", 0x0404, 0, len(caption)) + caption
+    segment = b"Photoshop 3.0\0" + thumbnail + resource
+    extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+    Image.fromarray(noise()).save(tmp_path / "a.jpg", extra=extra, comment=b"a comment")
+    after = round_trip(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert after.info["photoshop"] == {0x0404: caption}
+    assert after.info["comment"] == b"a comment"
+    assert read_photo(tmp_path / "b.jpg").iptc == caption
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_pngs_texts_and_colour_chunks_are_kept(tmp_path, dtype):
+    chunks = ((b"gAMA", struct.pack(">I", 100000)), (b"tEXt", b"Title\0Autumn"))
+    write_photo(tmp_path / "a.png", Photo(noise(dtype=dtype), png_chunks=chunks))
+    after = round_trip(tmp_path / "a.png", tmp_path / "b.png")
+    after.load()
+    assert after.info["gamma"] == 1.0
+    assert after.text["Title"] == "Autumn"
+
+
+def test_lossless_animations_stay_lossless(tmp_path):
+    frames = [Image.fromarray(noise(seed=seed)) for seed in (1, 2)]
+    for lossless in (True, False):
+        path = tmp_path / f"{lossless}.webp"
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=lossless)
+        assert read_photo(path).lossless == lossless
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "PNG", "WEBP", "TIFF"])
+def test_a_full_disk_leaves_nothing(tmp_path, kind):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    photo = Photo(noise(200, 200), format=kind, lossless=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as if there were no more room
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_photo(tmp_path / "a", photo)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
