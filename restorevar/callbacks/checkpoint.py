@@ -58,7 +58,8 @@ class NewestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/last.ckpt` of the run's folder up to date; `--ckpt_path last` finds it.
 
     It holds everything that is needed to go on as if nothing had happened: weights, averages, optimizer, schedule, and
-    the position in the data. It is replaced at a stated interval and after the last step.
+    the position in the data. It is replaced at a stated interval and after the last step, also where the run is stopped
+    before its planned end (`max_time`, `EarlyStopping`).
 
     Args:
         every_n_steps: Optimizer steps between saves; takes the place of `every_minutes`.
@@ -77,6 +78,7 @@ class NewestCheckpoint(ModelCheckpoint):
             train_time_interval=timedelta(minutes=every_minutes) if every_n_steps is None else None,
             enable_version_counter=False,
         )
+        self._last_step = -1
 
     @property
     def path(self) -> Path:
@@ -140,8 +142,27 @@ class NewestCheckpoint(ModelCheckpoint):
         if trainer.fast_dev_run or not is_step_end(trainer, batch_idx):  # type: ignore[attr-defined]
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.estimated_stepping_batches:
-            trainer.save_checkpoint(self.path)
+        if trainer.global_step >= trainer.estimated_stepping_batches or trainer.should_stop:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves where a validation ends the run, as `EarlyStopping` does."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.should_stop and trainer.state.fn == "fit":
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves where the end of an epoch ends the run."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.should_stop:
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        """Once a step: whatever stops a run is seen by several hooks."""
+        if trainer.fast_dev_run or self._last_step == trainer.global_step:  # type: ignore[attr-defined]
+            return
+        self._last_step = trainer.global_step
+        trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Marks an epoch as done whose last batch is.

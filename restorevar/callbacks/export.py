@@ -36,6 +36,11 @@ class ExportModel(L.Callback):
         self.license = license
         self.scales = scales
         self._trained = False
+        self._validated: int | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remembers the step that the scores are of."""
+        self._validated = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what the export would be, for `restorevar consolidate`."""
@@ -64,15 +69,15 @@ class ExportModel(L.Callback):
                 model.config = dataclasses.replace(model.config, license=self.license)
             if self.scales is not None:
                 model.set_scales(self.scales)
-            model.save_pretrained(folder, model_card(trainer, pl_module, model))
+            model.save_pretrained(folder, model_card(trainer, pl_module, model, self._validated))
             if pl_module.initial_model is not None:
                 copy_license(pl_module.initial_model, folder)
             log.info("model folder: %s", folder)
         trainer.strategy.barrier()
 
 
-def model_card(trainer: L.Trainer, module: StageModule, model: RestoreVAR) -> str:
-    """Markdown text: what the model is, how it was trained, what it scored."""
+def model_card(trainer: L.Trainer, module: StageModule, model: RestoreVAR, validated: int | None = None) -> str:
+    """Markdown text: what the model is, how it was trained, what it scored, after `validated` steps."""
     height, width = model.image_size
     lines = [
         f"# RestoreVAR after {type(module).__name__.removesuffix('Module').lower()} training",
@@ -95,7 +100,8 @@ def model_card(trainer: L.Trainer, module: StageModule, model: RestoreVAR) -> st
     ]
     scores = {name: float(value) for name, value in _scores(trainer).items()}
     if scores:
-        lines += ["## Validation at the end", "", "| score | value |", "|---|---|"]
+        when = "at the end" if validated in (None, trainer.global_step) else f"after step {validated}"
+        lines += [f"## Validation {when}", "", "| score | value |", "|---|---|"]
         lines += [f"| {name.removeprefix('val/')} | {value:.4g} |" for name, value in sorted(scores.items())]
         lines.append("")
     lines += ["## Use", "", "```python", "from restorevar import RestoreVAR", ""]

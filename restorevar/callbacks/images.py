@@ -73,7 +73,9 @@ class ImageGrids(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the rows."""
         if self._rows and trainer.is_global_zero and not trainer.sanity_checking:
-            self._write(trainer, "validation", self._rows, self._labels)
+            # `validate` may look at another checkpoint, or at other photos
+            name = "validation" if trainer.state.fn == "fit" else "validate"
+            self._write(trainer, name, self._rows, self._labels)
 
     def _write(self, trainer: L.Trainer, name: str, rows: list[dict[str, Tensor]], labels: list[str]) -> None:
         grid = labelled_grid(rows, labels, self.side)

@@ -240,7 +240,8 @@ def saved_bytes(network: nn.Module, *shapes: tuple[int, ...]) -> int:
     layers = [layer for layer in layers_of(network) if isinstance(layer.forward, functools.partial)]
     hooks = [layer.register_forward_pre_hook(lambda _, given: inputs_of_layers.append(given[0])) for layer in layers]
     try:
-        with FakeTensorMode(), torch.enable_grad():
+        # layers that are to be compiled run as they are written: there is nothing to compile for
+        with torch.compiler.set_stance("force_eager"), FakeTensorMode(), torch.enable_grad():
             weights: dict[str, Tensor] = {}
             for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
                 weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)

@@ -132,14 +132,13 @@ class TrainingProgress(RichProgressBar):
         if self.is_disabled and trainer.is_global_zero and now - self._logged >= 60 * self.log_minutes:
             self._logged = now
             loss = trainer.callback_metrics.get("train/loss")
-            shown = f"loss {float(loss):.4f}, " if isinstance(loss, torch.Tensor) else ""
+            shown = [f"loss {float(loss):.4f}" if isinstance(loss, torch.Tensor) else "", self.speed()]
             logger.info(
-                "epoch %d, step %d of %d: %s%s",
+                "epoch %d, step %d of %d: %s",
                 trainer.current_epoch,
                 trainer.global_step,
                 trainer.estimated_stepping_batches,
-                shown,
-                self.speed(),
+                ", ".join(filter(None, shown)),
             )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -102,7 +102,8 @@ class RequeueOnSignal(Checkpoint):
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # else Lightning has put back those from before the run
+                signal.signal(number, handler)
         self._handlers.clear()
 
 

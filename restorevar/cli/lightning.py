@@ -16,9 +16,9 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from restorevar.callbacks import (
@@ -39,6 +39,8 @@ from restorevar.errors import UserError
 
 __all__ = ["RestoreVARCLI", "read_config", "run_verb"]
 
+logger = logging.getLogger(__name__)
+
 # true, but nothing that a user of this program could or should act on
 NOISE = (
     ".*does not have many workers.*",
@@ -48,6 +50,7 @@ NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*in eval mode at the start of training.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*you enabled val dataloader shuffling.*",  # not so: overfit_batches takes the training loader
 )
 
 
@@ -82,6 +85,19 @@ def _forget_lists(previous: Namespace, given: dict[str, Any]) -> None:
             _forget_lists(inner, value)
 
 
+class _SaveConfig(SaveConfigCallback):
+    """Writes the settings once training starts: a resume that is refused leaves those of the run as they are."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes them for the other verbs."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes them."""
+        super().setup(trainer, pl_module, "fit")
+
+
 class RestoreVARCLI(LightningCLI):
     """One stage from configuration files.
 
@@ -101,6 +117,7 @@ class RestoreVARCLI(LightningCLI):
             parser_class=StageParser,
             # an abbreviated option is a misspelt one
             parser_kwargs={"prog": "restorevar", "allow_abbrev": False, **{v: {"allow_abbrev": False} for v in VERBS}},
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -149,7 +166,9 @@ class RestoreVARCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         if settings.get("logger") in (None, True):
             root = settings.get("default_root_dir") or os.getcwd()
-            kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="")
+            # curves are of training: a score of another verb would be a point at step 0 of the run whose folder it is
+            is_fit = self.subcommand == "fit"
+            kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="") if is_fit else False
         if settings.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False  # the pre-flight summary says more
         self.trainer_defaults = {"callbacks": standard_callbacks(settings)}
@@ -232,6 +251,11 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
             cli = RestoreVARCLI([verb, *args])
         except Preempted as preempted:
             raise SystemExit(leave(preempted)) from None
+        except SIGTERMException:  # between training steps `RequeueOnSignal` is asked instead
+            logger.info("SIGTERM: stopped outside of training steps; nothing was saved")
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's 1 means that something failed
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # which it has switched off

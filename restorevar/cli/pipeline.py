@@ -368,6 +368,9 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Pa
             log.info("%s: made anew, as %s changed; the old run is now %s", title, ", ".join(what[:3]), aside)
         elif (folder / "checkpoints" / "last.ckpt").exists():
             log.info("%s: resumed from its last checkpoint", title)
+        elif (folder / "model").exists():
+            aside = _set_aside(folder)
+            log.info("%s: made anew, as there is no checkpoint to go on from; the old run is now %s", title, aside)
         else:
             log.info("%s: begun again", title)
     else:

@@ -122,6 +122,25 @@ class StageModule(L.LightningModule, ABC):
         """Adds the model's sizes, so that a checkpoint can be made into a model folder by itself."""
         checkpoint["model_config"] = self.model.config.to_dict()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses what would not fit, before anything is loaded.
+
+        Raises:
+            UserError: The checkpoint is of another stage or of a model of other sizes.
+        """
+        stage = checkpoint.get("export", {}).get("stage", type(self).__name__)
+        if stage != type(self).__name__:
+            raise UserError(f"the checkpoint is of {stage}, the configuration says {type(self).__name__}: change one")
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        given = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if own != given:
+            name = min(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+            sizes = [str(shapes.get(name, "not there")) for shapes in (given, own)]
+            raise UserError(
+                f"the checkpoint is of a model of other sizes ({name}: {sizes[0]}, here {sizes[1]}); give the"
+                " settings of its run"
+            )
+
     def train(self, mode: bool = True) -> "StageModule":
         """Training mode for what is trained; frozen parts stay in evaluation mode (drop path off) whatever happens."""
         super().train(mode)

@@ -118,6 +118,7 @@ class GateModule(StageModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it back."""
+        super().on_load_checkpoint(checkpoint)
         self._memory = checkpoint["gate_memory"]
 
 

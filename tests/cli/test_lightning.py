@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from restorevar import RestoreVAR
 from restorevar.cli import main
@@ -170,6 +171,91 @@ def test_a_run_is_not_begun_anew_over_another_one(words, tmp_path, capsys):
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"another")
     assert main(["fit", *run, "--trainer.max_steps=3", f"--ckpt_path={tmp_path}/kept"]) == 0
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+class TermAtStart(Callback):
+    """SIGTERM while nothing is trained yet."""
+
+    def on_validation_start(self, trainer, pl_module):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_outside_of_training_is_no_success(words, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1"]
+    stop = f"--trainer.callbacks+={__name__}.TermAtStart"
+    assert main(["fit", *run, stop, "--trainer.num_sanity_val_steps=1"]) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / "model").exists()
+
+
+def test_after_a_run_signals_do_again_what_they_did(words, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0", "--trainer.max_steps=1"]
+    assert main(["fit", *run]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+class StopAfterThree(Callback):
+    """As `Timer` does, which `max_time` is."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= 3
+
+
+class StopAfterValidation(Callback):
+    """As `EarlyStopping` does."""
+
+    def on_validation_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.global_step >= 4
+
+
+@pytest.mark.parametrize(("stop", "steps"), [("StopAfterThree", 3), ("StopAfterValidation", 4)])
+def test_a_run_that_is_stopped_early_can_go_on(stop, steps, words, tmp_path):
+    run = [*words, "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    whole, part = (f"--trainer.default_root_dir={tmp_path / name}" for name in ("whole", "part"))
+    assert main(["fit", *run, whole, "--trainer.max_steps=6"]) == 0
+    assert main(["fit", *run, part, "--trainer.max_steps=6", f"--trainer.callbacks+={__name__}.{stop}"]) == 0
+    saved = torch.load(tmp_path / "part/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == steps
+    assert main(["fit", *run, part, "--trainer.max_steps=6", "--ckpt_path=last"]) == 0
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_changes_nothing(words, tiny_folders, tmp_path, capsys):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *run, "--trainer.max_steps=1"]) == 0
+    settings = (tmp_path / "config.yaml").read_bytes()
+    more = [*run, "--trainer.max_steps=2", "--ckpt_path=last"]
+    capsys.readouterr()
+    wider = read_config(["fit", *words])["model"]["init_args"]["transformer"]["width"] * 2
+    assert main(["fit", *more, f"--model.transformer.width={wider}"]) == 2
+    assert "the checkpoint is of a model of other sizes" in capsys.readouterr().err.splitlines()[-1]
+    other = ["--model=RefinerModule", f"--model.initial_model={tiny_folders['refiner']}"]
+    assert main(["fit", *(word for word in more if "initial_model" not in word), *other]) == 2
+    assert "the checkpoint is of TransformerModule" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", *run, f"--ckpt_path={tmp_path}/none.ckpt"]) == 1
+    assert "none.ckpt" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "config.yaml").read_bytes() == settings
+
+
+def test_the_card_says_which_step_was_validated(words, tmp_path):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.val_check_interval=2"]
+    assert main(["fit", *run, "--trainer.max_steps=3"]) == 0
+    assert "## Validation after step 2" in (tmp_path / "model/README.md").read_text()
+
+
+def test_validating_leaves_a_runs_curves_and_pictures_alone(words, tmp_path):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.callbacks=restorevar.callbacks.ImageGrids"]
+    assert main(["fit", *run, "--trainer.max_steps=2", "--trainer.val_check_interval=2"]) == 0
+    kept = {path: path.read_bytes() for path in (*tmp_path.glob("events*"), tmp_path / "pictures/validation.png")}
+    again = ["--seed_everything=7", "--data.seed=7", f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]
+    assert main(["validate", *run, *again]) == 0
+    assert {
+        path: path.read_bytes() for path in (*tmp_path.glob("events*"), tmp_path / "pictures/validation.png")
+    } == kept
+    assert (tmp_path / "pictures/validate.png").is_file()
 
 
 def test_a_trial_in_a_runs_folder_leaves_its_checkpoint_alone(words, tmp_path):

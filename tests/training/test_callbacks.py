@@ -169,6 +169,12 @@ def test_saved_bytes_are_those_that_autograd_keeps():
     assert saved_bytes(network, (3, 8)) == 4 * 3 * (8 + 16)
 
 
+def test_layers_that_are_to_be_compiled_are_estimated_as_they_are_written():
+    network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    network[0].compile()
+    assert saved_bytes(network, (3, 8)) == 4 * 3 * (8 + 16)
+
+
 def test_accumulation_follows_the_total_batch(folder):
     trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=6), world_size=2, accumulate_grad_batches=1)
     TotalBatch(48).setup(trainer, None, "fit")
