@@ -131,6 +131,8 @@ class StageModule(L.LightningModule, ABC):
         stage = checkpoint.get("export", {}).get("stage", type(self).__name__)
         if stage != type(self).__name__:
             raise UserError(f"the checkpoint is of {stage}, the configuration says {type(self).__name__}: change one")
+        if "state_dict" not in checkpoint:  # split weights (FSDP) are read beside it
+            return
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         given = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if own != given:
