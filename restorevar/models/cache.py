@@ -18,8 +18,7 @@ class KeyValueCache:
         tokens: Longest sequence T.
         head_width: Channels D of a head.
         device: Where to allocate.
-        key_dtype: Of keys.
-        dtype: Of values.
+        dtype: Of keys and values.
     """
 
     def __init__(
@@ -30,11 +29,10 @@ class KeyValueCache:
         tokens: int,
         head_width: int,
         device: torch.device,
-        key_dtype: torch.dtype,
         dtype: torch.dtype,
     ) -> None:
         shape = (depth, batch, heads, tokens, head_width)
-        self._keys = torch.empty(shape, device=device, dtype=key_dtype)
+        self._keys = torch.empty(shape, device=device, dtype=dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)
         self._length = 0  # tokens stored so far, the same for all blocks
 

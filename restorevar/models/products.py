@@ -20,6 +20,10 @@ Gelu = Literal["none", "tanh"]  # exact form or tanh form, as in torch.nn.functi
 
 # attention scores handled at a time: 2 MiB in float32, which the second-level caches hold
 SCORE_BLOCK = 1 << 19
+# the same in bfloat16, of several heads: 4 MiB
+SCORE_BLOCK_OF_HEADS = 1 << 21
+# keys that are looked at for a rough maximum of a row of scores
+SAMPLED_KEYS = 64
 # multiply-adds of one head below which calls cost more than they save
 SMALLEST_HEAD = 1 << 22
 # scores of one head up to which training in bfloat16 on a CPU keeps them: they stay in the second-level caches
@@ -92,14 +96,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     Args:
         query: (B, heads, n, D).
         key: (B, heads, m, D).
-        value: (B, heads, m, D); its number type is the result's. Queries and keys may be float32 in any case, which
-            makes a difference where scores are computed here.
+        value: (B, heads, m, D); its number type is the result's.
         scale: Factor of the scores; None is 1 / sqrt(D).
 
     Returns:
-        (B, heads, n, D), heads next to channels in memory when computed here head by head.
+        (B, heads, n, D), heads next to channels in memory when computed here in blocks.
     """
-    batch, heads, tokens, width = query.shape
+    tokens, width = query.shape[2:]
     length = key.shape[2]
     by_products = _keeps_scores(value, tokens * length)
     if not by_products and not _attends_by_onednn(value):
@@ -113,14 +116,48 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     if tokens * length * width < SMALLEST_HEAD:
         scores = torch.matmul(query.float(), key.float().transpose(2, 3))
         return torch.matmul(scores.softmax(-1).to(value.dtype), value)
+    if value.dtype == torch.bfloat16:
+        return _attend_in_bfloat16(query.to(value.dtype), key.to(value.dtype), value)
+    return _attend_in_float32(query, key, value)
+
+
+def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T) v, head by head."""
+    batch, heads, tokens, width = query.shape
     attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
-    step = max(SCORE_BLOCK // length, 1)
+    step = max(SCORE_BLOCK // key.shape[2], 1)
     for sample in range(batch):
         for head in range(heads):
-            # scores in float32: rounded to bfloat16 they would double the error where the softmax is sharp
-            keys, values = key[sample, head].float().contiguous(), value[sample, head].contiguous().T
+            keys, values = key[sample, head].contiguous(), value[sample, head].contiguous().T
             for start in range(0, tokens, step):
-                scores = _product(query[sample, head, start : start + step].float(), keys)
+                scores = _product(query[sample, head, start : start + step], keys)
                 torch.softmax(scores, dim=-1, out=scores)
-                attended[sample, head, start : start + step] = _product(scores.to(value.dtype), values)
+                attended[sample, head, start : start + step] = _product(scores, values)
+    return attended
+
+
+def _attend_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T) v with scores in bfloat16, several heads at a time.
+
+    Scores are relative to the largest that a few keys give: bfloat16 is finest near 0, where the softmax looks. One
+    more channel subtracts it within the product, so that they are rounded once.
+    """
+    batch, heads, tokens, width = query.shape
+    length = key.shape[2]
+    sampled = key[:, :, :: max(length // SAMPLED_KEYS, 1)]
+    rough = torch.matmul(query, sampled.transpose(2, 3)).amax(-1, keepdim=True)
+    queries = torch.cat([query, rough.neg_()], dim=-1)
+    keys = F.pad(key, (0, 1), value=1.0).transpose(2, 3)
+    values = value.contiguous()
+    attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    group = max(SCORE_BLOCK_OF_HEADS // (tokens * length), 1)
+    step = max(SCORE_BLOCK_OF_HEADS // (group * length), 1)
+    for sample in range(batch):
+        for first in range(0, heads, group):
+            some = (sample, slice(first, first + group))
+            for start in range(0, tokens, step):
+                rows = slice(start, start + step)
+                scores = torch.bmm(queries[some][:, rows], keys[some])
+                torch.softmax(scores, dim=-1, out=scores)
+                attended[some][:, rows] = torch.bmm(scores, values[some])
     return attended

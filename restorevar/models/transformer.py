@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from restorevar.models.cache import KeyValueCache
 from restorevar.models.config import TransformerConfig
-from restorevar.models.products import Linear, attention, by_onednn, linear
+from restorevar.models.products import Linear, attention, linear
 from restorevar.models.quantizer import area_resize, bicubic_resize
 from restorevar.models.rotary import apply_rotary, rotary_table
 from restorevar.models.scales import ScaleSchedule
@@ -89,15 +89,11 @@ class AttentionScale(nn.Module):
     def query(self, query: Tensor, table: Tensor) -> Tensor:
         """(B, heads, n, D) with the rotary table of its places -> the same, ready for the product."""
         scale = self.log_scale.float().clamp(max=math.log(100.0)).exp()
-        return self._rounded(apply_rotary(F.normalize(query.float(), dim=-1) * scale, table), query)
+        return apply_rotary(F.normalize(query.float(), dim=-1) * scale, table).to(query.dtype)
 
     def key(self, key: Tensor, table: Tensor) -> Tensor:
         """(B, heads, n, D) with the rotary table of its places -> the same, ready for the product."""
-        return self._rounded(apply_rotary(F.normalize(key.float(), dim=-1), table), key)
-
-    @staticmethod
-    def _rounded(turned: Tensor, like: Tensor) -> Tensor:
-        return turned if by_onednn(like) else turned.to(like.dtype)  # float32 is what the scores are computed in there
+        return apply_rotary(F.normalize(key.float(), dim=-1), table).to(key.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -352,7 +348,7 @@ class ScaleTransformer(nn.Module):
         condition = self.condition(features)
         table = self._finest_table
         cross = [block.cross.project_condition(condition.tokens, table) for block in self.block_sequence]
-        key, value = cross[0]
+        value = cross[0][1]
         cache = KeyValueCache(
             depth=len(self.blocks),
             batch=len(features),
@@ -360,7 +356,6 @@ class ScaleTransformer(nn.Module):
             tokens=self.scales.tokens,
             head_width=self.config.width // self.config.heads,
             device=value.device,
-            key_dtype=key.dtype,
             dtype=value.dtype,
         )
         return RollOutState(condition, cross, cache)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from restorevar.models import ScaleSchedule, TransformerConfig
-from restorevar.models.products import by_onednn
 from restorevar.models.transformer import AttentionScale, DropPath, ScaleTransformer
 from tests.models import reference
 from tests.models.small import TRANSFORMER, photos, randomize, small_model
@@ -217,12 +216,3 @@ def test_another_schedule_gets_its_own_tables() -> None:
     assert "rotary" not in transformer.state_dict()
     with pytest.raises(ValueError, match="4 scales given"):
         transformer.set_scales(ScaleSchedule([1, 2, 3, 4]))
-
-
-@torch.no_grad()
-def test_keys_are_not_rounded_where_scores_are_float32() -> None:
-    model = small_model().set_precision(torch.bfloat16)
-    state = model.transformer.start(model.tokenizer.encode_features(model.prepared(photos(model))))
-    key, value = state.cross[0]
-    assert value.dtype == torch.bfloat16
-    assert key.dtype == (torch.float32 if by_onednn(value) else torch.bfloat16)
