@@ -3,6 +3,8 @@
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from restorevar.errors import UserError
+
 __all__ = ["ExponentialMovingAverage"]
 
 
@@ -15,7 +17,12 @@ class ExponentialMovingAverage(WeightAveraging):
 
     Args:
         decay: Share of the average that each step keeps, in [0, 1].
+
+    Raises:
+        UserError: The decay is outside that range.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay <= 1:
+            raise UserError(f"ExponentialMovingAverage: decay is {decay}; expected 0 to 1, such as 0.999")
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
+from restorevar.errors import UserError
 from restorevar.models import RestoreVAR
 from restorevar.models.pretrained import copy_license
 from restorevar.modules.base import StageModule
@@ -37,6 +38,19 @@ class ExportModel(L.Callback):
         self.scales = scales
         self._trained = False
         self._validated: int | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses scales that the trained model could not take, before it is trained.
+
+        Raises:
+            UserError: There are more or fewer than the model has.
+        """
+        if self.scales is not None and isinstance(pl_module, StageModule):
+            own = pl_module.model.scales
+            if len(self.scales) != len(own):
+                raise UserError(
+                    f"export.scales has {len(self.scales)} numbers; expected {len(own)}, as the model's {own.to_list()}"
+                )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remembers the step that the scores are of."""

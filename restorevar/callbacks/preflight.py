@@ -25,6 +25,7 @@ __all__ = ["Preflight", "activation_bytes", "memory_estimate"]
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 class Preflight(Callback):
@@ -43,8 +44,13 @@ class Preflight(Callback):
         """Refuses combinations that would go wrong later.
 
         Raises:
-            UserError: Averaged weights with split weights, or a stage that cannot be split.
+            UserError: A precision that the stages are not made for, averaged weights with split weights, or a stage
+                that cannot be split.
         """
+        if isinstance(pl_module, StageModule) and str(trainer.precision) not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision is {trainer.precision}; expected {', '.join(PRECISIONS)}: weights stay in float32"
+            )
         if stage != "fit" or not isinstance(trainer.strategy, ModelParallelStrategy):
             return
         if any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer)):

@@ -84,13 +84,27 @@ class RequeueOnSignal(Checkpoint):
             return
         if trainer.world_size > 1 and trainer.global_step % self.every_n_steps:
             return
+        if number := self._asked(trainer):
+            path = newest_path(trainer)
+            trainer.save_checkpoint(path)  # ends with a barrier
+            raise Preempted(number, path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves after the last validation, before another stage begins; what was trained is saved already.
+
+        Raises:
+            Preempted: On all processes.
+        """
+        if self._handlers and not trainer.interrupted and (number := self._asked(trainer)):
+            raise Preempted(number, newest_path(trainer))
+
+    def _asked(self, trainer: Trainer) -> int:
+        """The signal that any process got, the same on all of them; 0 for none."""
         # one reduction a question in the usual case
         if not trainer.strategy.reduce_boolean_decision(self._received > 0, all=False):
-            return
+            return 0
         terminated = trainer.strategy.reduce_boolean_decision(self._received == signal.SIGTERM, all=False)
-        path = newest_path(trainer)
-        trainer.save_checkpoint(path)  # ends with a barrier
-        raise Preempted(signal.SIGTERM if terminated else signal.SIGUSR1, path)
+        return signal.SIGTERM if terminated else signal.SIGUSR1
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Puts the handlers back."""

@@ -26,6 +26,8 @@ class TotalBatch(Callback):
         """
         if stage != "fit" or self.total is None:
             return
+        if self.total < 1:
+            raise UserError(f"total_batch.total is {self.total}; expected 1 or more, or null")
         batch_size = getattr(trainer, "datamodule").batch_size  # noqa: B009  # set by `fit`, unknown to the checker
         at_once = batch_size * trainer.world_size
         if self.total % at_once:

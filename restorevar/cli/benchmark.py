@@ -58,6 +58,8 @@ def benchmark(
     peers: list[Peer] = list(peer or [])
     console = Console()
     folders = {"float32": output / "float32", "bfloat16": output / "bfloat16"} if precision == "both" else None
+    for folder in (folders or {precision: output}).values():  # before anything is measured for nothing
+        folder.mkdir(parents=True, exist_ok=True)
     for name, folder in (folders or {precision: output}).items():
         network.set_precision(choose_precision(name, place)).to(place)
         report = run_benchmark(

@@ -82,6 +82,7 @@ def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]"
     """
     import torch
     from torch.distributed import checkpoint as sharded
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
@@ -99,7 +100,16 @@ def read_weights(checkpoint: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]"
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled.*")  # one process is meant
                 sharded.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        pickle.UnpicklingError,
+        CheckpointException,  # a BaseException
+    ) as error:
         raise UserError(
             f"{checkpoint} cannot be read ({type(error).__name__}); is it a complete checkpoint?"
         ) from error

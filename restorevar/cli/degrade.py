@@ -172,6 +172,8 @@ def _write_sheet(paths: list[Path], kind: str | None, seed: int, target: Path, o
     jobs = plan_jobs(paths, target.parent / f".{target.name}.none")
     if target.resolve() in {job.source.resolve() for job in jobs}:
         raise UserError(f"--contact-sheet {target} is one of the photos given; choose another name")
+    if len(jobs) > _SHEET_PHOTOS:
+        logger.info("the contact sheet shows the first %d of %d photos", _SHEET_PHOTOS, len(jobs))
     for job in jobs[:_SHEET_PHOTOS]:
         try:
             photos.append(read_rgb(job.source))

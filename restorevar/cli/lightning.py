@@ -225,6 +225,23 @@ def read_config(args: Sequence[str]) -> dict[str, Any]:
     return json.loads(text)[args[0]]
 
 
+def _reason(error: BaseException) -> str | None:
+    """What a user is to be told of an error of the set-up; None for a fault that needs its traceback.
+
+    jsonargparse wraps what a class says of its options into an account of all types that it tried.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return str(error)
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, UserError | MisconfigurationException):
+            return " ".join(str(inner).split())
+        inner = inner.__cause__ or inner.__context__
+    # a logger whose package is missing, `--ckpt_path best` where no checkpoint is the best
+    found = re.search(r"Requirement '.*|^.*ckpt_path.*", str(error))
+    return None if found is None else found[0]
+
+
 def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, LightningDataModule]:
     """Runs one of Lightning's verbs.
 
@@ -254,8 +271,10 @@ def run_verb(verb: str, args: Sequence[str]) -> tuple[Trainer, LightningModule, 
         except SIGTERMException:  # between training steps `RequeueOnSignal` is asked instead
             logger.info("SIGTERM: stopped outside of training steps; nothing was saved")
             raise SystemExit(128 + signal.SIGTERM) from None
-        except MisconfigurationException as error:
-            raise UserError(" ".join(str(error).split())) from error
+        except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+            if (reason := _reason(error)) is None:
+                raise
+            raise UserError(reason) from error
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's 1 means that something failed
                 signal.signal(signal.SIGINT, signal.default_int_handler)  # which it has switched off

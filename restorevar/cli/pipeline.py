@@ -109,7 +109,7 @@ def pipeline(
             started_from = [] if previous is None else [f"--model.init_args.initial_model={previous}"]
             try:
                 code = run_stage(["fit", *arguments[stage.name], *started_from], configs[stage.name])
-            except UserError:
+            except BaseException:  # a signal, or a fault in the settings that only shows now
                 _discard_refused(folder, is_fresh, aside)
                 raise
             if code == 2:  # the same, in a process of its own
@@ -363,7 +363,7 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Pa
         if not _is_worth_keeping(folder):
             log.info("%s: begun again", title)
             shutil.rmtree(folder)
-        elif what := [name for name in changed if not _is_how(name, record)]:
+        elif what := [name for name in changed if not _is_how(name, record, inputs["settings"])]:
             aside = _set_aside(folder)
             log.info("%s: made anew, as %s changed; the old run is now %s", title, ", ".join(what[:3]), aside)
         elif (folder / "checkpoints" / "last.ckpt").exists():
@@ -381,13 +381,25 @@ def _prepare(folder: Path, inputs: dict[str, Any], title: str) -> tuple[bool, Pa
     return is_fresh, aside
 
 
-def _is_how(name: str, record: dict[str, Any]) -> bool:
-    """Whether a run with this record goes on as it would have after a setting was changed."""
+def _is_how(name: str, record: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a run with this record goes on as it would have after a setting was changed to what `settings` say."""
+    if record["finished"] and name == "trainer.callbacks":
+        return _averages(record["settings"].get(name)) == _averages(settings.get(name))
+    if record["finished"] and name in ("trainer.max_steps", "trainer.max_epochs"):
+        before, now = (value.get(name) for value in (record["settings"], settings))
+        unlimited = (None, -1)
+        return now in unlimited or (before not in unlimited and now >= before)
     if name in OF_EVERY_STEP:
         return not record["finished"]
     if name == "data.batch_size":  # accumulation makes up for it
         return record["settings"].get("total_batch.total") is not None
     return any(name == known or name.startswith(f"{known}.") for known in HOW_NOT_WHAT)
+
+
+def _averages(callbacks: Any) -> list[Any]:
+    """Of the Trainer's callbacks, those that change what a run's export holds."""
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [entry for entry in listed if "Averag" in str(entry)]
 
 
 def _is_worth_keeping(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from restorevar.errors import UserError
 from restorevar.restoration.photo import SUFFIXES
 
-__all__ = ["LAYOUTS", "Layout", "Match", "find_layout", "match_both_ways", "match_files", "own_layout"]
+__all__ = ["LAYOUTS", "Layout", "Match", "find_layout", "is_held_out", "match_both_ways", "match_files", "own_layout"]
 
 Split = Literal["train", "val", "test"]
 WORD = re.compile(r"\{(\w*)\}")  # of a pattern
@@ -258,6 +258,12 @@ class Match(NamedTuple):
     clean: Path | None
     kind: str
     fault: str = ""
+
+
+def is_held_out(dataset: str) -> bool:
+    """Whether a set of this name is there to test with, and for nothing else."""
+    splits = {layout.split for layout in LAYOUTS.values() if layout.dataset == dataset}
+    return splits == {"test"}
 
 
 def find_layout(name: str) -> Layout:

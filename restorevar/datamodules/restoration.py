@@ -205,7 +205,7 @@ class RestorationDataModule(L.LightningDataModule):
     def _fixed(self, part: str, geometry: Geometry | None, batch_size: int) -> DataLoader[RestorationSample]:
         collections = self._of(part)
         records = fixed_records(collections, self.seed)
-        if part == "val":
+        if part in ("val", "test"):
             _check_clean(part, records)
         rank, world_size = self._place()
         sampler = FixedSampler(len(records), rank, world_size, equal=self._is_sharded())
@@ -373,4 +373,6 @@ def fixed_records(collections: Sequence[Collection], seed: int) -> list[Record]:
 def _check_clean(part: str, records: Sequence[Record]) -> None:
     for record in records:
         if record.clean is None and not record.made:
-            raise UserError(f"data.{part}: {record.path} has no clean image; expected pairs or CleanPhotos")
+            where = "" if record.origin is None else f" ({record.origin})"
+            use = "FixedDegradations; `restorevar predict` does without" if part == "test" else "CleanPhotos"
+            raise UserError(f"data.{part}: {record.path} has no clean image{where}; expected pairs or {use}")

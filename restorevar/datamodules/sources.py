@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from restorevar.datamodules.degradations import get_degradation
 from restorevar.datamodules.kinds import CLEAN_KIND, KINDS, PAIRED_KINDS
-from restorevar.datamodules.layouts import find_layout, match_files
+from restorevar.datamodules.layouts import find_layout, is_held_out, match_files
 from restorevar.datamodules.manifest import located, read_manifest
 from restorevar.datamodules.shards import read_index
 from restorevar.errors import UserError
@@ -245,6 +245,11 @@ class Manifest(Source):
             check_kind(kind)
         path = resolve(self.path, root)
         base = resolve(self.root, root) if self.root is not None else path.parent
+        rows = read_manifest(path)
+        there = {row.dataset for row in rows}
+        for name in self.datasets or ():
+            if name not in there:
+                raise UserError(f"{path}: no pair of data set '{name}'; it has: {', '.join(sorted(there))}")
         records = [
             Record(
                 str(located(base, row.image_path)),
@@ -254,11 +259,13 @@ class Manifest(Source):
                 center_crop=row.center_crop,
                 origin=f"{path}, row {number}",
             )
-            for number, row in enumerate(read_manifest(path), 1)
+            for number, row in enumerate(rows, 1)
             if (self.kinds is None or row.kind in self.kinds)
             and (self.datasets is None or row.dataset in self.datasets)
         ]
-        return _pairs(path, records, self.weight, self.repeat, self.limit)
+        held_out = sorted({record.dataset for record in records if is_held_out(record.dataset)})
+        testing = f"{path} lists pairs of {held_out[0]}, a test set" if held_out else None
+        return _pairs(path, records, self.weight, self.repeat, self.limit, testing)
 
 
 @dataclass
@@ -514,7 +521,7 @@ def list_photos(folder: Path, include: Sequence[str] = ("*",)) -> list[Path]:
 
 
 def _walk(folder: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files of a folder and all below it, through links as data sets are often put together from.
+    """Files of a folder and all below it but hidden folders, through links as data sets are often put together from.
 
     Two links to one folder are two folders; a link to one of those `around` it is none.
     """
@@ -523,7 +530,7 @@ def _walk(folder: Path, around: tuple[str, ...] = ()) -> Iterator[Path]:
         return
     for _, below, names in itertools.islice(os.walk(folder), 1):  # nothing where it cannot be read
         yield from (folder / name for name in names)
-        for name in sorted(below):
+        for name in sorted(name for name in below if not name.startswith(".")):
             yield from _walk(folder / name, (*around, real))
 
 
@@ -537,7 +544,8 @@ def _photos_of(
     for folder in folders:
         path = resolve(folder, root)
         base = path if path.is_dir() else path.parent
-        found += [(photo, base.name, photo.relative_to(base).with_suffix("")) for photo in list_photos(path, include)]
+        name = os.path.basename(os.path.abspath(base))  # of `..` and `.` too
+        found += [(photo, name, photo.relative_to(base).with_suffix("")) for photo in list_photos(path, include)]
     return limited(found, limit)
 
 

@@ -93,7 +93,7 @@ class Protocol:
         from PIL import Image
 
         height, width = self.resize
-        return np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
+        return np.array(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
 
     def prepare(self, restored: Tensor, clean: Tensor) -> Compared:
         """A batch as it is to be scored: rounded, grey, shifted and cropped.

@@ -188,7 +188,8 @@ class Plot:
 def kind_tables(results: Results) -> list[Table]:
     """For each metric: methods by kinds, and the mean over all images."""
     tables = []
-    for protocol in _protocols(results.summaries):
+    protocols = _protocols(results.summaries)
+    for protocol in protocols:
         chosen = [s for s in results.summaries if s.group in ("all", "kind") and s.protocol.name == protocol]
         kinds = list(dict.fromkeys(s.kind for s in chosen if s.group == "kind"))
         for metric in METRICS:
@@ -198,7 +199,8 @@ def kind_tables(results: Results) -> list[Table]:
                 images = {kind: _most_images(members, kind) for kind in (*kinds, ALL)}
                 columns = [f"{_words(kind)} ({images[kind]})" for kind in kinds] + [f"all images ({images[ALL]})"]
                 rows = _rows(members, by_place, [*kinds, ALL])
-                tables.append(Table(_metric_title(metric), f"protocol {protocol}", columns, rows))
+                title = _metric_title(metric) + (f", {protocol}" if len(protocols) > 1 else "")
+                tables.append(Table(title, f"protocol {protocol}", columns, rows))
     return tables
 
 

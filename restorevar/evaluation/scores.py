@@ -55,6 +55,7 @@ class Score:
         dataset: Name of the set.
         kind: Kind of degradation.
         path: File of the image.
+        scene: What it has in common with other degraded versions of one clean image; `path` where nothing is known.
         severity: Of a synthetic degradation, in [0, 1]; None where not known.
         parameters: JSON of the degradation's parameters.
         height: Pixels scored.
@@ -69,6 +70,7 @@ class Score:
     dataset: str
     kind: str
     path: str
+    scene: str
     severity: float | None
     parameters: str
     height: int
@@ -189,6 +191,7 @@ class ScoreTable:
         *,
         method: str = MODEL_METHOD,
         role: Role = "model",
+        scene: Sequence[str] | None = None,
         severity: Sequence[float] | None = None,
         parameters: Sequence[str] | None = None,
     ) -> list[Score]:
@@ -202,6 +205,7 @@ class ScoreTable:
             path: B files.
             method: Name of what restored the images.
             role: What kind of method it is.
+            scene: B names of clean images, such as digests; `path` if not given.
             severity: B severities, NaN where not known.
             parameters: B JSON texts.
 
@@ -226,6 +230,7 @@ class ScoreTable:
                 dataset=dataset[index],
                 kind=kind[index],
                 path=path[index],
+                scene=(path if scene is None else scene)[index],
                 severity=_finite(severity[index]) if severity is not None else None,
                 parameters=parameters[index] if parameters is not None else "{}",
                 height=compared.shape[-2],
@@ -279,7 +284,7 @@ def gather_scores(scores: list[Score]) -> list[Score]:
 def summarize(scores: Sequence[Score]) -> list[Summary]:
     """Averages of all metrics for all images, each kind, each data set and each kind of each data set.
 
-    Data sets whose protocol is outside the averages appear by themselves only. Images of one file form one cluster of
+    Data sets whose protocol is outside the averages appear by themselves only. Images of one scene form one cluster of
     the bootstrap.
 
     Args:
@@ -316,10 +321,10 @@ def summarize(scores: Sequence[Score]) -> list[Summary]:
                 found = [(score, value) for score in own if (value := score.values.get(metric)) is not None]
                 if not found:
                     continue
-                files = [(score.dataset, score.path) for score, _ in found]
+                scenes = [(score.dataset, score.scene) for score, _ in found]
                 gains = [
-                    (value - before, file)
-                    for (score, value), file in zip(found, files, strict=True)
+                    (value - before, scene)
+                    for (score, value), scene in zip(found, scenes, strict=True)
                     if (before := _value(inputs.get(score.image_key), metric)) is not None
                 ]
                 is_input = own[0].role == "input"
@@ -331,7 +336,7 @@ def summarize(scores: Sequence[Score]) -> list[Summary]:
                         dataset=dataset,
                         kind=kind,
                         metric=metric,
-                        estimate=bootstrap_mean([value for _, value in found], files),
+                        estimate=bootstrap_mean([value for _, value in found], scenes),
                         gain=bootstrap_mean(*map(list, zip(*gains, strict=True))) if gains and not is_input else None,
                         protocol=own[0].protocol,
                     )

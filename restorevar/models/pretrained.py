@@ -62,9 +62,9 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     if text in shipped:
         return shipped[text]
     if path.is_dir():
-        raise UserError(
-            f"{path} is not a model folder: it has no {CONFIG}; expected one written by save_pretrained or a stage"
-        )
+        inside = [str(file.parent) for pattern in ("*", "*/*") for file in sorted(path.glob(f"{pattern}/{CONFIG}"))]
+        hint = f"did you mean {inside[-1]}?" if inside else "expected one written by save_pretrained or a stage"
+        raise UserError(f"{path} is not a model folder: it has no {CONFIG}; {hint}")
     local = path.parts[:1] and (path.parts[0] in LOCAL_FOLDERS or Path(path.parts[0]).exists())
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not local:
         return _download(text)

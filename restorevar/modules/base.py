@@ -161,7 +161,10 @@ class StageModule(L.LightningModule, ABC):
             batch = cast(Any, self.trainer).datamodule.batch_size * self.trainer.world_size * accumulate
             rate = batch / self.reference_batch
         groups = parameter_groups(self.trained_modules(), self.scalar_rate_multiplier)
-        optimizer = self.optimizer(cast(Iterable[Any], groups))
+        try:
+            optimizer = self.optimizer(cast(Iterable[Any], groups))
+        except (TypeError, ValueError) as error:  # such as a negative rate
+            raise UserError(f"model.optimizer: {error}") from error
         scheduler = apply_schedule(optimizer, self.schedule, self.total_steps, self.epoch_steps(), rate)
         self._settings = optimizer_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

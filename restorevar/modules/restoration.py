@@ -1,7 +1,10 @@
 """Test and predict: whole photos at their own size, restored as users restore them."""
 
+import hashlib
 import logging
+import math
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from restorevar.datamodules.batch import RestorationBatch
+from restorevar.datamodules.sources import Record
 from restorevar.errors import UserError
 from restorevar.evaluation.baselines import CLASSICAL, oracle_deconvolution, run_command
 from restorevar.evaluation.metrics import DEFAULT_METRICS, METRICS
@@ -72,6 +76,7 @@ class _Labels(TypedDict):
     kind: list[str]
     dataset: list[str]
     path: list[str]
+    scene: list[str]
     severity: list[float] | None
     parameters: list[str] | None
 
@@ -162,6 +167,9 @@ class RestorationModule(L.LightningModule):
         groups: Sequence[BaselineGroup] = ("classical", "tokenizer", "oracle") if baselines is None else baselines
         self.baselines = tuple(groups)
         self.rivals = dict(rivals or {})
+        taken = {INPUT_METHOD, MODEL_METHOD, ORACLE_METHOD, *CEILINGS, *(method.name for method in CLASSICAL)}
+        if same := sorted(taken.intersection(self.rivals)):
+            raise UserError(f"rivals: '{same[0]}' is the name of another row; give the command another name")
         self.compare_fidelities = list(compare_fidelities or [])
         self.tile: int | Literal["auto"] = tile
         self.overlap = overlap
@@ -207,7 +215,7 @@ class RestorationModule(L.LightningModule):
         if "tokenizer" in self.baselines:
             for name, discrete in CEILINGS.items():
                 trip = _RoundTrip(network, discrete)
-                self._ceilings[name] = Restorer(trip, overlap=self.overlap, global_correction="off")
+                self._ceilings[name] = Restorer(trip, global_correction="off")
 
     def _restorer(self, fidelity: float | None) -> Restorer:
         network = self._network()
@@ -229,13 +237,29 @@ class RestorationModule(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------ test
     def on_test_start(self) -> None:
-        """Prepares restorers, and a folder for rivals."""
+        """Prepares restorers, and a folder for rivals.
+
+        Raises:
+            UserError: A data set that is given a protocol of its own is not among those tested.
+        """
         self._start()
+        tested = sorted({record.dataset for record in self._records_to_test()})
+        for name in self.dataset_protocols:
+            if name not in tested:
+                raise UserError(f"dataset_protocols: no data set '{name}' is tested; there are: {', '.join(tested)}")
         self._rival_samples = []
         if self.rivals:
             self._rival_folder = tempfile.TemporaryDirectory(prefix="restorevar-rivals-")
             for name in ("input", "clean"):
                 (Path(self._rival_folder.name) / name).mkdir()
+
+    def _records_to_test(self) -> list[Record]:
+        loaders = self.trainer.test_dataloaders
+        return [
+            record
+            for loader in (loaders if isinstance(loaders, list) else [loaders])
+            for record in getattr(getattr(loader, "dataset", None), "records", [])
+        ]
 
     def test_step(self, batch: RestorationBatch, batch_idx: int) -> dict[str, Any]:
         """Restores and scores each photo of a batch by every method that applies to it.
@@ -252,16 +276,18 @@ class RestorationModule(L.LightningModule):
 
     def _sample(self, batch: RestorationBatch, index: int) -> _Sample:
         protocol = self.table.protocol_of(batch["dataset"][index])
+        clean = _to_pixels(batch["clean"][index])
         labels = _Labels(
             kind=[batch["kind"][index]],
             dataset=[batch["dataset"][index]],
             path=[batch["path"][index]],
+            scene=[hashlib.sha256(clean.tobytes()).hexdigest()],  # sets hold many degraded versions of one photo
             severity=[batch["severity"][index]] if "severity" in batch else None,
             parameters=[batch["parameters"][index]] if "parameters" in batch else None,
         )
         return _Sample(
             protocol.resize_photo(_to_pixels(batch["degraded"][index])),
-            protocol.resize_photo(_to_pixels(batch["clean"][index])),
+            protocol.resize_photo(clean),
             labels,
         )
 
@@ -390,7 +416,10 @@ class RestorationModule(L.LightningModule):
         for index, path in enumerate(batch["path"]):
             degraded = _to_pixels(batch["degraded"][index])
             restored = self._restorers[MODEL_METHOD].restore(degraded)
-            photos.append(RestoredPhoto(path, batch["dataset"][index], batch["kind"][index], None, degraded, restored))
+            known = "severity" in batch and math.isfinite(batch["severity"][index])
+            severity = batch["severity"][index] if known else None
+            labels = (path, batch["dataset"][index], batch["kind"][index], severity)
+            photos.append(RestoredPhoto(*labels, degraded, restored))
         return photos
 
     def _facts(self) -> dict[str, Any]:
@@ -414,7 +443,7 @@ class RestorationModule(L.LightningModule):
             "precision": str(self.trainer.precision),
             "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
 
 

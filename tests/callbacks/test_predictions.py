@@ -87,3 +87,39 @@ def test_a_photo_that_was_given_is_never_written_over(tmp_path, paths):
                 fake, None, [RestoredPhoto(paths[0], "photos", "rain", None, PIXELS, PIXELS)], None, None, 0, 0
             )
         assert Path(paths[0]).read_bytes() == before
+
+
+def test_photos_of_one_name_are_all_kept(tmp_path):
+    writer, paths = RestoredPhotoWriter(str(tmp_path / "kept")), [str(tmp_path / name) for name in ("a.png", "a.jpg")]
+    fake = trainer(tmp_path, paths)
+    writer.on_test_start(fake, None)
+    photos = [RestoredPhoto(path, "set", "rain", None, PIXELS, PIXELS, PIXELS) for path in paths]
+    writer.on_test_batch_end(fake, None, {"photos": photos}, None, 0)
+    assert sorted(path.name for path in (tmp_path / "kept/set").iterdir()) == ["a.png", "a_2.png"]
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "..", "."])
+def test_the_name_of_a_set_leads_nowhere_else(tmp_path, paths, name):
+    writer, fake = RestoredPhotoWriter(str(tmp_path / "kept")), trainer(tmp_path, paths)
+    fake.predict_dataloaders.dataset.records = [Record(paths[0], None, "rain", name)]
+    writer.on_predict_start(fake, None)
+    writer.write_on_batch_end(
+        fake, None, [RestoredPhoto(paths[0], name, "rain", None, PIXELS, PIXELS)], None, None, 0, 0
+    )
+    assert [path.name for path in (tmp_path / "kept").rglob("*.png")] == ["x.png"]
+
+
+def test_folders_may_be_relative_and_absolute(tmp_path, paths, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mixed = ["photos/a/x.png", *paths[1:]]
+    writer, fake = RestoredPhotoWriter(), trainer(tmp_path, mixed)
+    writer.on_predict_start(fake, None)
+    writer.write_on_batch_end(
+        fake, None, [RestoredPhoto(mixed[0], "set", "rain", None, PIXELS, PIXELS)], None, None, 0, 0
+    )
+    assert (tmp_path / "run/restored/set/a/x.png").is_file()
+
+
+def test_photos_in_shards_have_no_file_to_be_written_like(tmp_path):
+    with pytest.raises(UserError, match="is a photo in a shard; expected files"):
+        RestoredPhotoWriter().on_predict_start(trainer(tmp_path, ["000000.tar#512+25172#0.degraded"]), None)

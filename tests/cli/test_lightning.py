@@ -173,20 +173,30 @@ def test_a_run_is_not_begun_anew_over_another_one(words, tmp_path, capsys):
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
-class TermAtStart(Callback):
-    """SIGTERM while nothing is trained yet."""
+class TermInValidation(Callback):
+    """SIGTERM while nothing is trained."""
+
+    number = signal.SIGTERM
 
     def on_validation_start(self, trainer, pl_module):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(self.number)
 
 
 def test_a_signal_outside_of_training_is_no_success(words, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1"]
-    stop = f"--trainer.callbacks+={__name__}.TermAtStart"
+    stop = f"--trainer.callbacks+={__name__}.TermInValidation"
     assert main(["fit", *run, stop, "--trainer.num_sanity_val_steps=1"]) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_last_validation_is_not_forgotten(words, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(TermInValidation, "number", number)
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert main(["fit", *run, f"--trainer.callbacks+={__name__}.TermInValidation"]) == 128 + number
+    assert (tmp_path / "model/config.json").is_file()  # it was trained to its end
 
 
 def test_after_a_run_signals_do_again_what_they_did(words, tmp_path):
@@ -256,6 +266,20 @@ def test_validating_leaves_a_runs_curves_and_pictures_alone(words, tmp_path):
         path: path.read_bytes() for path in (*tmp_path.glob("events*"), tmp_path / "pictures/validation.png")
     } == kept
     assert (tmp_path / "pictures/validate.png").is_file()
+
+
+def test_set_ups_that_cannot_work_end_in_one_line(words, tmp_path, capsys):
+    run = [*words, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    assert "trainer.precision is 64-true; expected 32-true" in refused(capsys, [*run, "--trainer.precision=64-true"])
+    assert "wandb" in refused(capsys, [*run, "--trainer.logger=WandbLogger"])
+    average = "--trainer.callbacks+=restorevar.callbacks.ExponentialMovingAverage"
+    message = refused(capsys, [*run, average, "--trainer.callbacks.decay=2"])
+    assert message == "error: ExponentialMovingAverage: decay is 2.0; expected 0 to 1, such as 0.999"
+    assert "model.optimizer: Invalid learning rate: -1" in refused(capsys, [*run, "--model.optimizer.lr=-1"])
+    assert "export.scales has 2 numbers; expected 3" in refused(capsys, [*run, "--export.scales=[1,2]"])
+    assert "total_batch.total is 0; expected 1 or more" in refused(capsys, [*run, "--total_batch.total=0"])
+    assert main(["validate", *run[:-2], "--ckpt_path=best"]) == 2
+    assert "ckpt_path" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_trial_in_a_runs_folder_leaves_its_checkpoint_alone(words, tmp_path):

@@ -178,19 +178,27 @@ def test_how_and_what(files):
     names = _comparable(config)
     how = ["num_workers", "cache_megabytes", "pin_memory", "skip_broken", "val", "val_batch_size", "test", "predict"]
     record = {"finished": False, "settings": names}
-    assert {name for name in names if name.startswith("data.") and _is_how(name, record)} == {
+    assert {name for name in names if name.startswith("data.") and _is_how(name, record, names)} == {
         f"data.{name}" for name in how
     }
-    assert {name.partition(".")[0] for name in names if _is_how(name, record)} == {
+    assert {name.partition(".")[0] for name in names if _is_how(name, record, names)} == {
         "data", "trainer", "export", "acceleration",
     }  # fmt: skip
-    assert not any(_is_how(name, record) for name in ("data.test_share", "data.num_workers_of", "trainers.x", "data"))
+    assert not any(
+        _is_how(name, record, names) for name in ("data.test_share", "data.num_workers_of", "trainers.x", "data")
+    )
     # where accumulation makes up for another batch
-    assert _is_how("data.batch_size", {"finished": False, "settings": names | {"total_batch.total": 8}})
+    assert _is_how("data.batch_size", {"finished": False, "settings": names | {"total_batch.total": 8}}, names)
     # an interrupted run may go on in another precision; what is finished was computed in the one that it says
     assert set(OF_EVERY_STEP) <= names.keys()
-    assert all(_is_how(name, record) for name in OF_EVERY_STEP)
-    assert not any(_is_how(name, {"finished": True, "settings": names}) for name in OF_EVERY_STEP)
+    assert all(_is_how(name, record, names) for name in OF_EVERY_STEP)
+    assert not any(_is_how(name, {"finished": True, "settings": names}, names) for name in OF_EVERY_STEP)
+    # of a finished stage: more steps are a longer run, fewer another one, and so are other averages
+    done, steps, callbacks = {"finished": True, "settings": names}, "trainer.max_steps", "trainer.callbacks"
+    assert [_is_how(steps, done, names | {steps: value}) for value in (3, 5, -1)] == [False, True, True]
+    averages = [{"class_path": "restorevar.callbacks.ExponentialMovingAverage", "init_args": {"decay": 0.5}}]
+    assert not _is_how(callbacks, done, names | {callbacks: [*names[callbacks], *averages]})
+    assert _is_how(callbacks, done, names | {callbacks: [*names[callbacks], {"class_path": "ImageGrids"}]})
 
 
 def test_a_finished_stage_is_made_anew_with_another_clip_value(run, files, capsys):
@@ -198,6 +206,20 @@ def test_a_finished_stage_is_made_anew_with_another_clip_value(run, files, capsy
     assert main(["pipeline", "--config", str(files), "--output", str(run), *options]) == 0
     assert "refiner: made anew, as trainer.gradient_clip_val changed" in capsys.readouterr().err
     assert (run / "refiner.before1/model/config.json").is_file()
+
+
+def test_a_run_set_aside_comes_back_if_the_new_one_does_not_begin(run, files, monkeypatch, capsys):
+    kept = (run / "refiner/model/model.safetensors").read_bytes()
+
+    def fail(self):
+        raise RuntimeError("no optimizer today")
+
+    monkeypatch.setattr(RefinerModule, "configure_optimizers", fail)
+    with pytest.raises(RuntimeError, match="no optimizer today"):
+        main(["pipeline", "--config", str(files), "--output", str(run), "--refiner.data.seed=5"])
+    assert "the run before is there again" in capsys.readouterr().err
+    assert (run / "refiner/model/model.safetensors").read_bytes() == kept
+    assert not list(run.glob("*.before*"))
 
 
 def test_a_stage_that_goes_wrong_in_its_first_steps_stays(run, files, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,32 @@ def test_links_to_folders_are_followed_and_rings_are_not(tmp_path):
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere" / "ring").symlink_to(tmp_path / "photos", target_is_directory=True)
     assert [path.name for path in list_photos(tmp_path / "photos")] == ["a.png", "b.png"]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    write(tmp_path, "photos/a.png", "photos/.trash/b.png", "photos/.hidden.png")
+    assert [path.name for path in list_photos(tmp_path / "photos")] == ["a.png"]
+
+
+def test_the_folder_itself_has_a_name(tmp_path):
+    write(tmp_path, "photos/inner/a.png")
+    for folder, name in ((".", "inner"), ("..", "photos")):
+        (record,) = CleanPhotos([folder]).collect(tmp_path / "photos/inner").records
+        assert record.dataset == name
+
+
+def test_manifests_of_test_sets_are_not_for_training(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    rows = [
+        {"image_path": "a.png", "target_path": "b.png", "dataset": name, "degradation": "haze"}
+        for name in ("mine", "SOTS-indoor")
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    testing = Manifest("pairs.json").collect(tmp_path).testing
+    assert testing == f"{tmp_path}/pairs.json lists pairs of SOTS-indoor, a test set"
+    assert Manifest("pairs.json", datasets=["mine"]).collect(tmp_path).testing is None
+    with pytest.raises(UserError, match="no pair of data set 'SOTS'; it has: SOTS-indoor, mine"):
+        Manifest("pairs.json", datasets=["mine", "SOTS"]).collect(tmp_path)
 
 
 def test_two_links_to_one_folder_are_two_folders(tmp_path):

@@ -52,6 +52,20 @@ def test_gains_are_paired_with_the_input():
     assert by_role["model"].estimate.high - by_role["model"].estimate.low > 3
 
 
+def test_degraded_versions_of_one_photo_are_drawn_together():
+    """As in SOTS: files of their own, but few scenes."""
+    alone, together = ScoreTable(("psnr",)), ScoreTable(("psnr",))
+    for index, (degraded, clean) in enumerate(pairs(48, 52)):
+        for copy in range(10):
+            labels = {"kind": ["haze"], "dataset": ["set"], "path": [f"{index}_{copy}.png"]}
+            given, target = tensor(degraded), tensor(clean)
+            alone.update(given, target, **labels)
+            together.update(given, target, scene=[str(index)], **labels)
+    narrow, wide = (summarize(table.gather())[0].estimate for table in (alone, together))
+    assert narrow.mean == pytest.approx(wide.mean)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
 def test_a_sample_seen_twice_counts_once():
     scores = filled().gather()
     assert gather_scores([*scores, *scores]) == scores

@@ -157,6 +157,11 @@ class TestErrors:
             find_folder("nothing-like-it")
         with pytest.raises(UserError, match=r"is not a model folder: it has no config\.json"):
             find_folder(tmp_path)
+        (tmp_path / "run/model").mkdir(parents=True)
+        (tmp_path / "run/model/config.json").write_text("{}")
+        for outer in (tmp_path, tmp_path / "run"):
+            with pytest.raises(UserError, match=f"did you mean {tmp_path / 'run/model'}?"):
+                find_folder(outer)
         with pytest.raises(UserError, match="no model"):
             find_folder(tmp_path / "gone")
 

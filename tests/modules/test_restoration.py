@@ -228,6 +228,12 @@ def test_predict_writes_photos_under_their_names(folder, capsys):
         ("test", {"model": {"compare_fidelities": [0.5]}}, "no detail path"),
         ("test", {"trainer": {"precision": "16-true"}}, "float16 overflows"),
         ("test", {"data": {"test": None}}, "data.test: no source given"),
+        ("test", {"model": {"dataset_protocols": {"foto": "paper"}}}, "no data set 'foto' is tested; there are: "),
+        (
+            "test",
+            {"model": {"rivals": {"RestoreVAR": "cp {input} {output}"}}},
+            "'RestoreVAR' is the name of another row",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder, verb, changes, words, capsys):

@@ -1,5 +1,7 @@
 """FSDP2 on two processes (gloo): the numbers of DDP, resumed on one process, consolidated."""
 
+import shutil
+
 import pytest
 import tiny
 import torch
@@ -79,14 +81,23 @@ def test_consolidated_weights_are_the_trained_ones(folder, results):
         )
 
 
+def test_a_folder_of_which_a_part_is_missing_is_one_line(folder, results, tmp_path, capsys):
+    shutil.copytree(folder / "fsdp/checkpoints/last.ckpt", tmp_path / "part.ckpt")
+    next((tmp_path / "part.ckpt").glob("*.distcp")).unlink()
+    assert main(["consolidate", "--checkpoint", str(tmp_path / "part.ckpt"), "--output", str(tmp_path / "m")]) == 2
+    assert "part.ckpt cannot be read" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path, capsys):
     assert main(["consolidate", "--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "m")]) == 2
     (tmp_path / "broken").mkdir()
     assert main(["consolidate", "--checkpoint", str(tmp_path / "broken"), "--output", str(tmp_path / "m")]) == 2
     torch.save({"state_dict": {}, "object": Preflight()}, tmp_path / "foreign.ckpt")
     assert main(["consolidate", "--checkpoint", str(tmp_path / "foreign.ckpt"), "--output", str(tmp_path / "m")]) == 2
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    assert main(["consolidate", "--checkpoint", str(tmp_path / "list.ckpt"), "--output", str(tmp_path / "m")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all(line.startswith("error: ") for line in lines)
     assert not (tmp_path / "m").exists()
 
