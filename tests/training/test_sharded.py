@@ -117,7 +117,7 @@ def test_what_does_not_go_with_split_weights_stops(stage, message):
     from restorevar.callbacks import ExponentialMovingAverage
     from restorevar.strategies import ShardedStrategy
 
-    trainer = SimpleNamespace(
+    trainer = SimpleNamespace(precision="32-true", 
         strategy=ShardedStrategy(), callbacks=[ExponentialMovingAverage()] if stage == "transformer" else []
     )
     module = tiny.make_module(tiny.Path("unused"), stage, "adamw")
