@@ -99,8 +99,13 @@ def _to_published(model: str, output: Path, overwrite: bool) -> list[Path]:
 
     paths = [output / TOKENIZER_FILE, output / TRANSFORMER_FILE]
     refuse_existing(paths, overwrite)
+    parts = to_published(load(model))
+    if not parts[1] and paths[1].exists():
+        raise UserError(
+            f"{paths[1]} goes with another tokenizer, and {model} has no transformer; give another --output"
+        )
     written = []
-    for path, weights in zip(paths, to_published(load(model)), strict=True):
+    for path, weights in zip(paths, parts, strict=True):
         if weights:  # a model folder of stage 1 has no transformer
             with atomic_write(path) as temporary:
                 torch.save(weights, temporary)

@@ -26,6 +26,7 @@ PICTURE_SIDE = 720
 """Long side of the pictures in the report, in pixels; the scores are of the full size."""
 
 FAILURES_SHOWN = 6
+LABEL = 26  # letters beside a plot
 EMPTY = "-"
 
 
@@ -479,6 +480,7 @@ def _plot(title: str, scores: Sequence[Score]) -> Plot:
         plot.rows.append(
             {
                 "method": method,
+                "label": method if len(method) <= LABEL else method[: LABEL - 1] + "…",
                 "role": role,
                 "y": y,
                 "mean": place(mean),

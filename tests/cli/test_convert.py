@@ -49,6 +49,11 @@ def test_tokenizer_alone_there_and_back(published: tuple[Path, Path], tmp_path: 
     assert run("--tokenizer", published[0], "--output", tmp_path / "model", "--scales", SCALES) == 0
     assert run("--model", tmp_path / "model", "--output", tmp_path / "back") == 0
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["vae_restorevar.ckpt"]
+    # beside the transformer of another model it would be half of a pair that does not fit
+    (tmp_path / "back" / "restorevar.pth").write_bytes(b"another's")
+    before = (tmp_path / "back" / "vae_restorevar.ckpt").read_bytes()
+    assert run("--model", tmp_path / "model", "--output", tmp_path / "back", "--overwrite") == 2
+    assert (tmp_path / "back" / "vae_restorevar.ckpt").read_bytes() == before
 
 
 def test_output_that_exists(published: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,3 +178,12 @@ def test_the_page_works_in_a_browser(run, tmp_path):
         "0",
         "0",
     ]
+
+
+def test_long_names_of_methods_fit_beside_a_plot(run, tmp_path):
+    results, _ = run
+    name = "a rival with a name of more letters than there is room for"
+    scores = [dataclasses.replace(score, method=name) if score.role == "blind" else score for score in results.scores]
+    write_html(tmp_path / "report.html", dataclasses.replace(results, scores=scores), [])
+    plots = (tmp_path / "report.html").read_text().split('class="plots"')[1]
+    assert f"a rival with a name of mor…<title>{name}</title>" in plots

@@ -117,8 +117,10 @@ def test_what_does_not_go_with_split_weights_stops(stage, message):
     from restorevar.callbacks import ExponentialMovingAverage
     from restorevar.strategies import ShardedStrategy
 
-    trainer = SimpleNamespace(precision="32-true", 
-        strategy=ShardedStrategy(), callbacks=[ExponentialMovingAverage()] if stage == "transformer" else []
+    trainer = SimpleNamespace(
+        precision="32-true",
+        strategy=ShardedStrategy(),
+        callbacks=[ExponentialMovingAverage()] if stage == "transformer" else [],
     )
     module = tiny.make_module(tiny.Path("unused"), stage, "adamw")
     with pytest.raises(UserError, match=message):
