@@ -186,4 +186,4 @@ def test_long_names_of_methods_fit_beside_a_plot(run, tmp_path):
     scores = [dataclasses.replace(score, method=name) if score.role == "blind" else score for score in results.scores]
     write_html(tmp_path / "report.html", dataclasses.replace(results, scores=scores), [])
     plots = (tmp_path / "report.html").read_text().split('class="plots"')[1]
-    assert f"a rival with a name of mor…<title>{name}</title>" in plots
+    assert f"{name[:25]}…<title>{name}</title>" in plots
