@@ -63,7 +63,7 @@ def test_workers_outlive_the_signals_that_all_processes_get():
 
     loader = loader_of(length=200, workers=2)
     batches = iter(loader)
-    seen = positions([next(batches)])  # the workers have begun
+    seen = positions([next(batches), next(batches)])  # each of the two workers has begun
     assert len(multiprocessing.active_children()) == 2
     for name in ("USR1", "TERM", "USR1", "TERM"):
         send(name)
