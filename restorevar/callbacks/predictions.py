@@ -32,7 +32,7 @@ class RestoredPhotoWriter(BasePredictionWriter):
         self.folder = folder
         self._bases: dict[str, str] = {}
         self._given: set[Path] = set()
-        self._written: dict[Path, int] = {}
+        self._written: set[Path] = set()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds the folder that the photos of each set share.
@@ -92,15 +92,18 @@ class RestoredPhotoWriter(BasePredictionWriter):
     def _look_at(self, loaders: Any) -> None:
         records = list(_records(loaders))
         self._bases = _common_folders(records)
-        self._written = {}
+        self._written = set()
         self._given = {Path(path).resolve() for record in records for path in (record.path, record.clean) if path}
 
     def _checked(self, place: Path) -> Path:
+        stem, number = place.stem, 1
+        while place in self._written:  # `a.png` and `a.jpg`, or one photo with two seeds
+            number += 1
+            place = place.with_stem(f"{stem}_{number}")
         if place.resolve() in self._given:
             raise UserError(f"{place} is a photo that was given, and would be written over; give another folder")
-        # `a.png` and `a.jpg`, or one photo with two seeds
-        self._written[place] = self._written.get(place, 0) + 1
-        return place if self._written[place] == 1 else place.with_stem(f"{place.stem}_{self._written[place]}")
+        self._written.add(place)
+        return place
 
     def _place(self, trainer: L.Trainer, photo: RestoredPhoto) -> Path:
         root = Path(self.folder or Path(trainer.default_root_dir) / "restored")

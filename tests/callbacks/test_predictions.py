@@ -90,12 +90,15 @@ def test_a_photo_that_was_given_is_never_written_over(tmp_path, paths):
 
 
 def test_photos_of_one_name_are_all_kept(tmp_path):
-    writer, paths = RestoredPhotoWriter(str(tmp_path / "kept")), [str(tmp_path / name) for name in ("a.png", "a.jpg")]
+    writer, paths = (
+        RestoredPhotoWriter(str(tmp_path / "kept")),
+        [str(tmp_path / name) for name in ("a.png", "a.jpg", "a_2.jpg")],
+    )
     fake = trainer(tmp_path, paths)
     writer.on_test_start(fake, None)
     photos = [RestoredPhoto(path, "set", "rain", None, PIXELS, PIXELS, PIXELS) for path in paths]
     writer.on_test_batch_end(fake, None, {"photos": photos}, None, 0)
-    assert sorted(path.name for path in (tmp_path / "kept/set").iterdir()) == ["a.png", "a_2.png"]
+    assert sorted(path.name for path in (tmp_path / "kept/set").iterdir()) == ["a.png", "a_2.png", "a_2_2.png"]
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "..", "."])
