@@ -57,10 +57,11 @@ def benchmark(
     network = paper_model() if model == "paper" else RestoreVAR.from_pretrained(model)
     peers: list[Peer] = list(peer or [])
     console = Console()
-    folders = {"float32": output / "float32", "bfloat16": output / "bfloat16"} if precision == "both" else None
-    for folder in (folders or {precision: output}).values():  # before anything is measured for nothing
+    names = ("float32", "bfloat16")
+    folders = {name: output / name for name in names} if precision == "both" else {precision: output}
+    for folder in folders.values():  # before anything is measured for nothing
         folder.mkdir(parents=True, exist_ok=True)
-    for name, folder in (folders or {precision: output}).items():
+    for name, folder in folders.items():
         network.set_precision(choose_precision(name, place)).to(place)
         report = run_benchmark(
             network, Path(model).name, repeats=repeats, batches=batch or (), sizes=sizes, peers=peers, compiled=compile
