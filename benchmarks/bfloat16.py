@@ -54,7 +54,7 @@ def teacher_forced_tokens(model: RestoreVAR, degraded: Tensor, tokens: Tensor) -
 
 
 def main() -> int:
-    """Measures and judges."""
+    """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("photos", type=Path)
@@ -62,21 +62,40 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20, help="photos, each with one kind after the other")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    single = RestoreVAR.from_pretrained(arguments.model)
-    half = RestoreVAR.from_pretrained(arguments.model).set_precision(torch.bfloat16)
     try:
-        files = list_photos(arguments.photos)[: arguments.count]
+        return judge(arguments.model, arguments.photos, arguments.kinds, arguments.count, arguments.output)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def judge(model: str, photos: Path, kinds: list[str], count: int, output: Path | None) -> int:
+    """Measures and judges.
+
+    Args:
+        model: Model folder or shipped name.
+        photos: Folder of clean photos.
+        kinds: Kinds of degradation, in turn.
+        count: Photos.
+        output: JSON file to write.
+
+    Returns:
+        0 if bfloat16 is safe, 1 if not.
+
+    Raises:
+        UserError: If a photo, a kind or the model cannot be had.
+    """
+    single = RestoreVAR.from_pretrained(model)
+    half = RestoreVAR.from_pretrained(model).set_precision(torch.bfloat16)
+    files = list_photos(photos)[:count]
     psnr = ImageMetrics(("psnr",))
     rows = []
     for seed, path in enumerate(files):
-        kind = arguments.kinds[seed % len(arguments.kinds)]
+        kind = kinds[seed % len(kinds)]
         clean = center_cut(read_rgb(path), *single.image_size)
         degraded = to_tensor(degrade(clean, kind, 0.6, seed)[0])
         target = (to_tensor(clean) + 1) / 2
         expected, found = single.generate(degraded), half.generate(degraded)
-        forced = [teacher_forced_tokens(model, degraded, expected.tokens) for model in (single, half)]
+        forced = [teacher_forced_tokens(network, degraded, expected.tokens) for network in (single, half)]
         row = {
             "photo": path.name,
             "kind": kind,
@@ -100,8 +119,8 @@ def main() -> int:
         and summary["largest_difference"] <= LARGEST_DECIBEL
     )
     print(f"{summary}: {'safe' if safe else 'NOT safe'}")
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"summary": summary, "safe": safe, "photos": rows}, indent=2) + "\n")
+    if output:
+        output.write_text(json.dumps({"summary": summary, "safe": safe, "photos": rows}, indent=2) + "\n")
     return 0 if safe else 1
 
 

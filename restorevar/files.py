@@ -10,7 +10,7 @@ from pathlib import Path
 
 from restorevar.errors import UserError
 
-__all__ = ["atomic_write", "discard", "previous_of", "publish", "refuse_existing", "sha256", "sync"]
+__all__ = ["atomic_write", "discard", "give_usual_mode", "previous_of", "publish", "refuse_existing", "sha256", "sync"]
 
 
 @contextlib.contextmanager
@@ -32,15 +32,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; give the result what the user's umask would have given it
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        give_usual_mode(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Gives a file that was made private (by `mkstemp`, by safetensors) the mode that the user's umask would give it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

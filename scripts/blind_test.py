@@ -82,6 +82,9 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
         UserError: If a folder holds no photos, or one cannot be read.
     """
     key: dict[str, dict[str, dict[str, object]]] = {}
+    for place in (real, clean):
+        if not place.is_dir():
+            raise UserError(f"{place}: no such folder; expected one of photos")
     (output / "sheets").mkdir(parents=True, exist_ok=True)
     for folder in sorted(path for path in real.iterdir() if path.is_dir()):
         kind = FOLDERS.get(folder.name, folder.name)
@@ -123,7 +126,10 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
 
 def score(output: Path, answers: Path) -> None:
     """Prints the share named rightly for each kind (half is chance), and how the sheets were made."""
-    key, named = json.loads((output / "key.json").read_text()), json.loads(answers.read_text())
+    try:
+        key, named = (json.loads(path.read_text()) for path in (output / "key.json", answers))
+    except (OSError, ValueError) as error:
+        raise UserError(f"answers cannot be compared with the key: {error}") from None
     print("| kind | crops | named rightly | ours taken for real | real taken for ours |\n|---|---|---|---|---|")
     for kind, entries in key.items():
         if kind not in named:
@@ -153,13 +159,13 @@ def main() -> None:
     scoring.add_argument("output", type=Path)
     scoring.add_argument("answers", type=Path)
     arguments = parser.parse_args()
-    if arguments.command == "make":
-        try:
+    try:
+        if arguments.command == "make":
             make(arguments.real, arguments.clean, arguments.output, arguments.crops, arguments.seed)
-        except UserError as error:
-            parser.exit(2, f"error: {error}\n")
-    else:
-        score(arguments.output, arguments.answers)
+        else:
+            score(arguments.output, arguments.answers)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -46,16 +46,25 @@ def benchmark(
         compile: Measure torch.compile too; its first call takes minutes.
     """
     sizes = [parse_size(word) for word in size or []]
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}; expected at least 1 (5 for a median worth quoting)")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; expected a folder for the results, there already or not")
     for count in batch or []:
         if count < 1:
             raise UserError(f"batch {count}; expected a positive number")
     from restorevar.benchmarking.benchmark import paper_model, run_benchmark
+    from restorevar.benchmarking.peers import check_plain
     from restorevar.models import RestoreVAR
 
     keep_freed_memory()
     place = choose_device(device)
     network = paper_model() if model == "paper" else RestoreVAR.from_pretrained(model)
+    if network.transformer is None:
+        raise UserError(f"{model} holds a tokenizer only; expected a model that went through stage 2 as well")
     peers: list[Peer] = list(peer or [])
+    if "plain" in peers:
+        check_plain(network)
     console = Console()
     names = ("float32", "bfloat16")
     folders = {name: output / name for name in names} if precision == "both" else {precision: output}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from restorevar.errors import UserError
-from restorevar.files import atomic_write
+from restorevar.files import atomic_write, give_usual_mode
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,7 @@ def _publish(folder: Path, output: Path, record: dict[str, Any], overwrite: bool
         if Path(name).name == name:
             (output / name).unlink(missing_ok=True)
     for name in files:
+        give_usual_mode(folder / name)
         (folder / name).replace(output / name)
     with atomic_write(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,13 @@
 """Dispatch on the first word; nothing heavy is imported before the command is known."""
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from restorevar.errors import UserError
@@ -111,6 +114,33 @@ def dispatch(args: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(unknown_word("command", name, [*LIGHTNING_VERBS, *COMMANDS]))
+    with termination_as_interrupt():
+        return run_command(name, rest)
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """What Ctrl-C cleans up, a job scheduler's or service manager's SIGTERM does too."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_command(name: str, rest: Sequence[str]) -> int:
+    """Runs one of `COMMANDS`.
+
+    Args:
+        name: Its word.
+        rest: What follows on the command line.
+
+    Returns:
+        The exit code.
+    """
     target = resolve(COMMANDS[name].target)
     if not isinstance(target, dict):
         return run_function(name, target, rest)

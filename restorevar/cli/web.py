@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,14 +58,11 @@ def web(
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(gradio, network, Path(folder))
         log.info("http://%s:%d - stop with Ctrl-C", ADDRESS, port)
-        # a service manager's stop is a Ctrl-C too: the photos go
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             page.launch(server_name=ADDRESS, server_port=port, share=share, ssr_mode=False, quiet=True, footer_links=[])
         except OSError:
             raise UserError(f"port {port} is taken or not allowed; choose another with --port") from None
         finally:
-            signal.signal(signal.SIGTERM, before)
             page.close()
     return 0
 

@@ -87,8 +87,10 @@ def plan_jobs(paths: Sequence[Path], output: Path) -> list[Job]:
     for path in paths:
         if path.is_dir():
             found = [(file, output / file.relative_to(path)) for file in _photos_in(path, output)]
-        elif path.exists():
+        elif path.is_file():
             found = [(path, output / path.name)]
+        elif path.exists():
+            raise UserError(f"{path} is neither a file nor a folder; expected photos")
         else:
             raise UserError(f"{path}: no such file or folder")
         for source, result in found:
@@ -137,8 +139,11 @@ def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
                 wanted.append(name)
         folders[:] = wanted
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield here / name
+            path = here / name
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            if path.is_file() or not path.exists():  # a link to nothing is reported; a pipe would be waited for
+                yield path
 
 
 def _refuse_folder(error: OSError) -> None:

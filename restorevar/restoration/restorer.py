@@ -27,6 +27,7 @@ __all__ = ["GlobalCorrection", "PhotoModel", "Restorer", "restore_photo"]
 GlobalCorrection = Literal["on", "off"]
 PhotoT = TypeVar("PhotoT", Image.Image, NDArray[Any], Tensor)
 
+LARGEST_TILE = 8  # times the longer side of the model's own size
 _MAX_BATCH = {"cpu": 4, "cuda": 32, "mps": 8}
 
 
@@ -366,9 +367,12 @@ def _tile_size(model: PhotoModel, tile: int | str) -> tuple[int, int]:
     if not hasattr(model, "set_scales"):
         raise UserError(f"tile is {tile}; this model works at its own size only: choose {name} or auto")
     step = _step(model)
-    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 4 * step or tile % step:
+    # beyond, quality is long gone, and Linux kills who asks for too much memory rather than tell
+    most = LARGEST_TILE * max(own) // step * step
+    if isinstance(tile, bool) or not isinstance(tile, int) or not 4 * step <= tile <= most or tile % step:
         raise UserError(
-            f"tile is {tile}; expected auto or a multiple of {step} from {4 * step} on (the model's own size is {name})"
+            f"tile is {tile}; expected auto or a multiple of {step} from {4 * step} to {most} (the model's own size is "
+            f"{name})"
         )
     return tile, tile
 

@@ -208,8 +208,18 @@ class TestRun:
         [
             (["--size", "[big]"], "size 'big'; expected WIDTHxHEIGHT"),
             (["--batch", "[0]"], "batch 0; expected a positive number"),
+            (["--repeats", "0"], "repeats is 0; expected at least 1"),
+            (["--output", "taken"], "taken is a file; expected a folder"),
+            (["--model", "tokenizer"], "tokenizer holds a tokenizer only"),
+            (["--model", "detail", "--peer", "plain"], "this one has detail"),
         ],
     )
-    def test_mistakes(self, words, message, capsys) -> None:
-        assert main(["benchmark", *words]) == 2
+    def test_mistakes(self, words, message, tmp_path, capsys, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        RestoreVAR(small_config(transformer=None, refiner=None)).save_pretrained("tokenizer")
+        RestoreVAR(small_config(detail=DETAIL)).save_pretrained("detail")
+        (tmp_path / "taken").write_text("mine")
+        assert main(["benchmark", "--output", "new", *words]) == 2
         assert message in capsys.readouterr().err
+        assert (tmp_path / "taken").read_text() == "mine"
+        assert not (tmp_path / "new").exists()

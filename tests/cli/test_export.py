@@ -70,6 +70,7 @@ def test_parts_restore_the_same_photo(folder, tmp_path) -> None:
         *("tables.safetensors", "package.json"),
     }
     assert {*record["files"], "package.json"} == {path.name for path in tmp_path.iterdir()}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # none is for its maker alone
     weights = sum(weight.nbytes for weight in RestoreVAR.from_pretrained(folder).parameters())
     for name in ("encoder", "refiner", "decoder"):  # each holds its own weights, not the model's
         kept = torch.export.load(tmp_path / f"{name}.pt2").state_dict.values()

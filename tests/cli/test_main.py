@@ -1,11 +1,13 @@
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from restorevar import __version__
 from restorevar.cli import main
-from restorevar.cli.main import COMMANDS, LIGHTNING_VERBS, resolve
+from restorevar.cli.main import COMMANDS, LIGHTNING_VERBS, Command, resolve
 from restorevar.errors import UserError
 
 
@@ -23,6 +25,27 @@ def test_help_and_version_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_being_terminated_cleans_up_as_ctrl_c_does(monkeypatch, capsys):
+    cleaned = []
+
+    def stopped() -> None:
+        """Long work."""
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setitem(COMMANDS, "restore", Command("restorevar.cli.main:stopped", ""))
+    monkeypatch.setattr(sys.modules["restorevar.cli.main"], "stopped", stopped, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["restore"]) == 130
+    assert cleaned == [True]
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor(1) as pool:  # where Python allows no handlers, commands run all the same
+        assert pool.submit(main, ["restore", "--help"]).result() == 0
 
 
 def test_version(capsys):

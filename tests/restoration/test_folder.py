@@ -57,6 +57,16 @@ def test_sub_folders_are_mirrored_and_other_files_left_out(tmp_path):
     assert progress.pixels == pytest.approx(4 * 200)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    save(tmp_path / "photos" / "a.png")
+    os.mkfifo(tmp_path / "photos" / "pipe.png")
+    run([tmp_path / "photos"], tmp_path / "out")
+    assert names(tmp_path / "out") == [RECORD, "a.png"]
+    with pytest.raises(UserError, match=r"pipe\.png is neither a file nor a folder"):
+        plan_jobs([tmp_path / "photos" / "pipe.png"], tmp_path / "out")
+
+
 def test_an_output_folder_inside_the_input_is_skipped(tmp_path):
     save(tmp_path / "a.png")
     for _ in range(2):

@@ -243,8 +243,9 @@ def test_another_size_of_tile_leaves_the_model_as_it_was(refiner):
         assert not value.is_inference()
     assert not any(parameter.requires_grad for parameter in model.parameters())
     np.testing.assert_array_equal(model.restore(photo), own)
-    with pytest.raises(UserError, match="multiple of 4"):
-        model.restore(photo, tile=50)
+    for tile in (50, 100_000):  # the latter would take all memory there is
+        with pytest.raises(UserError, match="multiple of 4 from 16 to 256"):
+            model.restore(photo, tile=tile)
 
 
 def test_the_real_model_restores_alike_with_and_without_neighbours_in_the_batch():

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,16 @@ def test_half_is_real_and_all_crops_are_alike(blind_test, tmp_path, capsys):
     (tmp_path / "answers.json").write_text(json.dumps({"low_light": dict.fromkeys(ours[:-1], "too dark")}))
     blind_test.score(tmp_path / "out", tmp_path / "answers.json")
     assert "| low_light | 14 | 93 % | 1 | 0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["make", "nowhere", ".", "out"], ["score", "nowhere", "no.json"]])
+def test_mistakes_are_one_line(blind_test, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["blind_test.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        blind_test.main()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_turned_photos_stand_upright(blind_test, tmp_path, monkeypatch):
