@@ -44,9 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for part in ("degraded", "clean"):
         if not (arguments.folder / part).is_dir():
-            parser.exit(
-                2, f"error: {arguments.folder / part}: no such folder; expected pairs in degraded/ and clean/\n"
-            )
+            parser.exit(2, f"error: {arguments.folder / part}: no such folder; expected degraded/ and clean/\n")
     names = sorted(path.name for path in (arguments.folder / "degraded").iterdir())
     random = np.random.Generator(np.random.PCG64(0))
     theirs, ours, done = [], [], set()
