@@ -41,7 +41,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Gives a file that was made private (by `mkstemp`, by safetensors) the mode that the user's umask would give it."""
+    """Gives a file made private (by `mkstemp`, by safetensors) the mode that the umask would have given it."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
