@@ -159,7 +159,7 @@ class Report:
                 lines.setdefault(name, []).append(row)
         if not self.sizes or not lines:
             return False
-        largest = max(row.pixels for row in self.sizes)
+        largest = max(row.pixels for rows in lines.values() for row in rows)
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for name, rows in lines.items():

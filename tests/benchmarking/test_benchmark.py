@@ -166,9 +166,9 @@ class TestRun:
         monkeypatch.setattr(benchmark_module, "available_memory", lambda device: 0)
         monkeypatch.setattr(benchmark_module, "peak_memory", lambda call, device: (call(), next(peaks))[1])
         peaks = iter([100, 200])
-        report = run_benchmark(model, "small", repeats=1, batches=[4], peers=["diffusion"])
-        skipped = [row for row in report.rows if row.median is None]
-        assert [row.name for row in skipped] == ["latent diffusion", "small"]
+        report = run_benchmark(model, "small", repeats=1, batches=[4], peers=["diffusion"], sizes=[(70, 50)])
+        skipped = [row for row in [*report.rows, *report.sizes] if row.median is None]
+        assert [row.name for row in skipped] == ["latent diffusion", "small", "small, tiles"]
         assert all("skipped: needs about" in row.note for row in skipped)
         assert all(not math.isnan(part) for part in report.parts.values())
 
