@@ -20,7 +20,7 @@ from restorevar.optimization import CosineSchedule, apply_schedule, parameter_gr
 
 
 def read_memory(checkpoints: list[Path]) -> torch.Tensor:
-    """What stage 5 remembered, (n, 9 + 57).
+    """What stage 5 remembered, (n, 15 + 69).
 
     Raises:
         UserError: If a file is no checkpoint of stage 5.

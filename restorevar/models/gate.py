@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,16 +11,32 @@ from torch import Tensor, nn
 from restorevar.models.config import GateConfig
 from restorevar.models.guided_filter import guided_filter
 
-__all__ = ["PhotoGate", "photo_statistics"]
+__all__ = ["Correction", "PhotoGate", "photo_statistics"]
 
 BRIGHTNESS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BLOCKS = (0.02, 0.1, 0.5, 0.9, 0.98)
 ENDS = (0.005, 0.995)
-STATISTICS_COUNT = 57
+DARKNESS = (0.01, 0.1, 0.5, 0.9, 0.99)
+BLACK, WHITE = 0.6 / 255, 0.98
+STATISTICS_COUNT = 69
+
+
+class Correction(NamedTuple):
+    """What a gate makes of one photo, or of each of B.
+
+    Attributes:
+        share: g, (B, 1), how much of the degraded photo to keep, in (0, 1).
+        shift: s, (B, 3), by how much to move each colour of the rest, in values of [0, 1].
+        gain: a, (B, 1), by which part of itself to strengthen the rest.
+    """
+
+    share: Tensor
+    shift: Tensor
+    gain: Tensor
 
 
 class PhotoGate(nn.Module):
-    """Blends degraded and restored photo: z + g (x - z) + (1 - g) s, by a share g and a shift of colours s.
+    """Blends degraded and restored photo: z + g (x - z) + (1 - g) (a z + s), by a share g, a gain a and a shift s.
 
     z is the restored photo y through a guided filter whose guide is the degraded photo x: as a rule a degradation is
     smooth, or an affine change of colours from place to place, and what a decoder draws into a sky is neither.
@@ -38,41 +56,45 @@ class PhotoGate(nn.Module):
         self.norm = nn.BatchNorm1d(STATISTICS_COUNT, affine=False, momentum=None)
         self.dropout = nn.Dropout(config.dropout)
         self.fc1 = nn.Linear(STATISTICS_COUNT, config.hidden)
-        self.fc2 = nn.Linear(config.hidden, 4)
+        self.fc2 = nn.Linear(config.hidden, 5)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
         nn.init.constant_(self.fc2.bias[:1], -2.0)
 
-    def read(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """Share to keep and shift of colours.
+    def read(self, statistics: Tensor) -> Correction:
+        """What to do with photos of these statistics.
 
         Args:
-            statistics: (B, 57) float32, from :func:`photo_statistics`.
+            statistics: (B, 69) float32, from :func:`photo_statistics`.
 
         Returns:
-            Share g (B, 1) in (0, 1) and shift s (B, 3) of values in [0, 1], float32.
+            Float32.
         """
         with torch.autocast(statistics.device.type, enabled=False):
             x = self.dropout(self.norm(statistics).clamp(-4, 4))
             x = F.silu(F.linear(x, self.fc1.weight.float(), self.fc1.bias.float()))
             x = F.linear(x, self.fc2.weight.float(), self.fc2.bias.float())
-        return x[:, :1].sigmoid(), 0.03 * x[:, 1:]
+        share, shift, gain = x.split((1, 3, 1), dim=1)
+        return Correction(share.sigmoid(), 0.03 * shift, 0.1 * gain)
 
-    def decide(self, tiles: Tensor, shrunk: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Share and shift of a photo of several tiles.
+    def decide(self, tiles: Tensor, shrunk: Tensor | None) -> Correction:
+        """What to do with a photo of several tiles.
 
         Noise and blur show at full size only, the scene as a whole shows best in the shrunk photo: the share is told
-        from the mean of the tiles alone, the shift from both.
+        from the mean of the tiles alone, shift and gain from both.
 
         Args:
-            tiles: (n, 57) statistics of the tiles.
-            shrunk: (1, 57) statistics of the whole photo in one tile; None without.
+            tiles: (n, 69) statistics of the tiles.
+            shrunk: (1, 69) statistics of the whole photo in one tile; None without.
 
         Returns:
             As :meth:`read`, of one photo.
         """
-        share, shift = self.read(tiles.mean(0, keepdim=True))
-        return share, shift if shrunk is None else (shift + self.read(shrunk)[1]) / 2
+        near = self.read(tiles.mean(0, keepdim=True))
+        if shrunk is None:
+            return near
+        far = self.read(shrunk)
+        return Correction(near.share, (near.shift + far.shift) / 2, (near.gain + far.gain) / 2)
 
     @property
     def reach(self) -> int:
@@ -106,17 +128,16 @@ class PhotoGate(nn.Module):
         """
         with torch.autocast(restored.device.type, enabled=False):
             restored, degraded = ((photo.float().clamp(-1, 1) + 1) / 2 for photo in (restored, degraded))
-            share, shift = self.read(photo_statistics(degraded, restored))
-            return 2 * self.blend(restored, degraded, share, shift, weight) - 1
+            correction = self.read(photo_statistics(degraded, restored))
+            return 2 * self.blend(restored, degraded, correction, weight) - 1
 
-    def blend(self, restored: Tensor, degraded: Tensor, share: Tensor, shift: Tensor, weight: float | Tensor) -> Tensor:
-        """Blends two photos, y + w (z + g (x - z) + (1 - g) s - y).
+    def blend(self, restored: Tensor, degraded: Tensor, correction: Correction, weight: float | Tensor) -> Tensor:
+        """Blends two photos, y + w (z + g (x - z) + (1 - g) (a z + s) - y).
 
         Args:
             restored: y, (B, 3, H, W) float32 in [0, 1].
             degraded: x, the same.
-            share: g, (B, 1) or (1, 1).
-            shift: s, (B, 3) or (1, 3), of values in [0, 1].
+            correction: g, s and a, of each photo or one for all.
             weight: w, a number or one a sample (B,).
 
         Returns:
@@ -124,30 +145,33 @@ class PhotoGate(nn.Module):
         """
         if isinstance(weight, Tensor):
             weight = weight.float().view(-1, 1, 1, 1)
-        share, shift = share[:, :, None, None], shift[:, :, None, None]
+        share, shift, gain = (value[:, :, None, None] for value in correction)
         filtered = self.filtered(restored, degraded)
-        blended = filtered + share * (degraded - filtered) + (1 - share) * shift
+        blended = filtered + share * (degraded - filtered) + (1 - share) * (gain * filtered + shift)
         return restored + weight * (blended - restored)
 
 
 def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
     """What the gate reads of a degraded and a restored photo.
 
-    Quantiles of brightness and of the dark channel; of the deviation inside small blocks, which is noise in flat ones
-    and sharpness in others, at full and half size; how lopsided fine detail is (streaks and flakes are bright); and
-    what restoring changed.
+    Quantiles of brightness and of the dark channel (the least of the colours, of pixels and of windows); how much is
+    black and white, which haze and low light leave nothing of; of the deviation inside small blocks, which is noise in
+    flat ones and sharpness in others, at full and half size; how lopsided and how rare fine detail is (streaks and
+    flakes are bright); and what restoring changed.
 
     Args:
         degraded: (B, 3, H, W) float32 in [0, 1]; 32 pixels a side or more.
         restored: The same.
 
     Returns:
-        (B, 57) float32.
+        (B, 69) float32.
     """
     seen, given = _luma(degraded), _luma(restored)
     half, change = F.avg_pool2d(seen, 2), restored - degraded
     fine, coarse = _fine(seen), _fine(half)
-    dark = F.avg_pool2d(degraded.amin(1, keepdim=True), 4)
+    least, most = degraded.amin(1, keepdim=True), degraded.amax(1, keepdim=True)
+    dark = F.avg_pool2d(least, 4)
+    windows = -F.max_pool2d(-dark, 7, stride=1, padding=3)
     blocks, means = _deviations(fine, 8), F.avg_pool2d(seen, 8).flatten(1)
     middle = _quantiles(means, (0.5,))
     shadows = torch.where(means <= middle, blocks, blocks.new_ones(()))
@@ -167,7 +191,11 @@ def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
         _quantiles(_fine(_luma(change)), ENDS).abs(),
         smooth.square().mean((1, 2, 3)).sqrt()[:, None],
         change.square().mean((1, 2, 3)).sqrt()[:, None],
+        (degraded < BLACK).float().mean((2, 3)),
+        (most > WHITE).float().mean((1, 2, 3))[:, None],
+        (least > WHITE).float().mean((1, 2, 3))[:, None],
     ]
+    power = fine.square().mean((1, 2, 3)) + 1e-6
     plain = [
         brightness,
         _quantiles(F.avg_pool2d(given, 2), BRIGHTNESS),
@@ -175,6 +203,9 @@ def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
         smooth.mean((2, 3)),
         _quantiles(_luma(smooth), (0.05, 0.5, 0.95)),
         torch.stack([red - green, blue - green], 1),
+        _quantiles(windows, DARKNESS),
+        (fine.pow(3).mean((1, 2, 3)) / power.pow(1.5))[:, None],
+        (fine.pow(4).mean((1, 2, 3)) / power.square() + 1e-3).log()[:, None],
     ]
     return torch.cat([torch.cat(positive, 1).add(1e-3).log(), *plain], dim=1)
 

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from restorevar.datamodules.batch import RestorationBatch
 from restorevar.models import GateConfig, RestoreVAR
-from restorevar.models.gate import PhotoGate, photo_statistics
+from restorevar.models.gate import Correction, PhotoGate, photo_statistics
 from restorevar.modules.base import StageModule, grow, load_initial
 from restorevar.optimization import Schedule
 
 __all__ = ["TERMS", "GateModule", "blend_error", "blend_loss", "error_terms"]
 
-TERMS = 9
+TERMS = 15
 
 
 class GateModule(StageModule):
     """Trains the gate: how much of a degraded photo to keep, told from its statistics and those of the restoration.
 
     Everything else is frozen. A restoration takes a second, the gate's own step a millisecond, and the error of any
-    blend follows from nine numbers a photo (:func:`error_terms`). So those numbers and the statistics of all photos
+    blend follows from fifteen numbers a photo (:func:`error_terms`). So those numbers and the statistics of all photos
     seen so far are remembered, and each step learns from a batch of them.
 
     Args:
@@ -125,7 +125,7 @@ class GateModule(StageModule):
 def error_terms(degraded: Tensor, filtered: Tensor, clean: Tensor) -> Tensor:
     """What the error of every blend follows from.
 
-    With E = c - z and D = x - z: the means of E^2, E D and D^2, and the mean of E and of D in each colour.
+    With E = c - z and D = x - z: the means of E^2, E D, D^2, E z, D z and z^2, and in each colour those of E, D and z.
 
     Args:
         degraded: x, (B, 3, H, W) in [0, 1].
@@ -133,11 +133,13 @@ def error_terms(degraded: Tensor, filtered: Tensor, clean: Tensor) -> Tensor:
         clean: c, the same.
 
     Returns:
-        (B, 9).
+        (B, 15).
     """
     error, change = clean - filtered, degraded - filtered
-    products = [(a * b).mean((1, 2, 3)) for a, b in ((error, error), (error, change), (change, change))]
-    return torch.cat([torch.stack(products, 1), error.mean((2, 3)), change.mean((2, 3))], dim=1)
+    pairs = [(error, error), (error, change), (change, change), (error, filtered), (change, filtered)]
+    products = [(a * b).mean((1, 2, 3)) for a, b in [*pairs, (filtered, filtered)]]
+    means = [photos.mean((2, 3)) for photos in (error, change, filtered)]
+    return torch.cat([torch.stack(products, 1), *means], dim=1)
 
 
 def blend_loss(gate: PhotoGate, rows: Tensor, floor: float, harm: float = 0.0) -> Tensor:
@@ -145,27 +147,26 @@ def blend_loss(gate: PhotoGate, rows: Tensor, floor: float, harm: float = 0.0) -
 
     Args:
         gate: The gate.
-        rows: (B, 9 + 57): :func:`error_terms` and statistics of each photo.
+        rows: (B, 15 + 69): :func:`error_terms` and statistics of each photo.
         floor: Added to the mean squared error of a photo.
         harm: Weight of what is lost against the degraded photo, beside the PSNR itself.
     """
     terms, statistics = rows[:, :TERMS], rows[:, TERMS:]
-    share, shift = gate.read(statistics)
-    loss = 10 * (blend_error(terms, share, shift) + floor).log10()
-    of_degraded = blend_error(terms, torch.ones_like(share), torch.zeros_like(shift))
+    loss = 10 * (blend_error(terms, gate.read(statistics)) + floor).log10()
+    of_degraded = terms[:, 0] - 2 * terms[:, 1] + terms[:, 2]
     return (loss + harm * F.relu(loss - 10 * (of_degraded + floor).log10())).mean()
 
 
-def blend_error(terms: Tensor, share: Tensor, shift: Tensor) -> Tensor:
-    """Mean squared error (B,) of z + g (x - z) + (1 - g) s, before values are clamped.
+def blend_error(terms: Tensor, correction: Correction) -> Tensor:
+    """Mean squared error (B,) of z + g (x - z) + (1 - g) (a z + s), before values are clamped.
 
     Args:
-        terms: (B, 9) of :func:`error_terms`.
-        share: g, (B, 1).
-        shift: s, (B, 3).
+        terms: (B, 15) of :func:`error_terms`.
+        correction: g, s and a.
     """
-    g, rest = share[:, 0], 1 - share[:, 0]
-    ee, ed, dd = terms[:, :3].unbind(1)
-    of_error, of_change = ((shift * means).mean(1) for means in terms[:, 3:].split(3, 1))
-    own = shift.square().mean(1)
-    return ee - 2 * g * ed + g**2 * dd - 2 * rest * of_error + 2 * g * rest * of_change + rest**2 * own
+    g, a, shift = correction.share[:, 0], correction.gain[:, 0], correction.shift
+    rest = 1 - g
+    ee, ed, dd, ez, dz, zz = terms[:, :6].unbind(1)
+    se, sd, sz = ((shift * means).mean(1) for means in terms[:, 6:].split(3, 1))
+    moved = a**2 * zz + 2 * a * sz + shift.square().mean(1)
+    return ee - 2 * g * ed + g**2 * dd - 2 * rest * (a * ez + se - g * (a * dz + sd)) + rest**2 * moved

@@ -173,9 +173,9 @@ class Restorer:
                 progress=progress,
             )
             if gate is not None:
-                share, shift = gate.decide(torch.cat(tiles), shrunk[0] if shrunk else None)
+                correction = gate.decide(torch.cat(tiles), shrunk[0] if shrunk else None)
                 weight = 1.0 if self.fidelity is None else self.fidelity
-                blend = partial(gate.blend, share=share, shift=shift, weight=weight)
+                blend = partial(gate.blend, correction=correction, weight=weight)
                 blend_in_bands(blend, restored, pixels, gate.reach, self.device)
             return restored
 

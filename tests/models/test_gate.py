@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from restorevar.errors import UserError
 from restorevar.files import sha256
 from restorevar.models import DetailConfig, GateConfig, RestoreVAR
-from restorevar.models.gate import STATISTICS_COUNT, PhotoGate, photo_statistics
+from restorevar.models.gate import STATISTICS_COUNT, Correction, PhotoGate, photo_statistics
 from restorevar.models.guided_filter import guided_filter
 from restorevar.models.pretrained import weights_digest
 from restorevar.models.published import unpublished_settings
@@ -39,6 +39,17 @@ def test_statistics_are_finite_for_photos_without_any_contrast() -> None:
         statistics = photo_statistics(flat, flat)
         assert statistics.shape == (2, STATISTICS_COUNT)
         assert torch.isfinite(statistics).all()
+
+
+@torch.no_grad()
+def test_black_and_white_show_in_the_statistics() -> None:
+    photo = 0.2 + 0.6 * noisy(1)
+    black, white = photo.clone(), photo.clone()
+    black[..., :16, :16], white[..., :16, :16] = 0.0, 1.0
+    before = photo_statistics(photo, photo)
+    of_black, of_white = ((photo_statistics(other, photo) - before).abs()[0] > 1 for other in (black, white))
+    assert (of_black & ~of_white).any()
+    assert (of_white & ~of_black).any()
 
 
 def test_statistics_do_not_hang_on_direction_or_neighbours_in_the_batch() -> None:
@@ -76,10 +87,18 @@ def test_a_gate_that_keeps_all_gives_the_photo_back_and_one_that_keeps_nothing_t
 @torch.no_grad()
 def test_the_shift_moves_colours_of_what_is_not_kept() -> None:
     gate, restored = PhotoGate(GATE).eval(), noisy() - 0.5
-    gate.fc2.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))
+    gate.fc2.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0, 0.0]))
     moved = gate(restored, restored, 1.0) - restored
     # half is kept; 0.03 of the range [0, 1] is 0.06 of [-1, 1]
     torch.testing.assert_close(moved.mean((0, 2, 3)), torch.tensor([0.03, 0.0, -0.03]), rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_gain_strengthens_what_is_not_kept() -> None:
+    gate, photo = PhotoGate(dataclasses.replace(GATE, filter_radius=0)).eval(), noisy() * 0.5
+    gate.fc2.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0]))
+    # half is kept, a fifth is added to the other half
+    torch.testing.assert_close((gate(photo * 2 - 1, photo * 2 - 1, 1.0) + 1) / 2, 1.1 * photo)
 
 
 @torch.no_grad()
@@ -102,11 +121,12 @@ def test_a_photo_of_several_tiles_is_judged_by_their_mean_and_its_colours_by_the
     torch.nn.init.normal_(gate.fc2.weight)
     degraded = noisy()
     tiles, shrunk = (photo_statistics(photos, photos.flip(0)) for photos in (degraded, degraded[:1] * 0.5))
-    share, shift = gate.read(tiles.mean(0, keepdim=True))
-    torch.testing.assert_close(gate.decide(tiles, None), (share, shift))
-    torch.testing.assert_close(gate.decide(tiles, shrunk), (share, (shift + gate.read(shrunk)[1]) / 2))
+    near, far = gate.read(tiles.mean(0, keepdim=True)), gate.read(shrunk)
+    torch.testing.assert_close(gate.decide(tiles, None), near)
+    between = Correction(near.share, (near.shift + far.shift) / 2, (near.gain + far.gain) / 2)
+    torch.testing.assert_close(gate.decide(tiles, shrunk), between)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(gate.decide(tiles, None)[0], share)
+        assert torch.equal(gate.decide(tiles, None).share, near.share)
     # of a photo of equal tiles nothing changes
     torch.testing.assert_close(gate.decide(shrunk.expand(3, -1), shrunk), gate.read(shrunk))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from restorevar.callbacks import NewestCheckpoint
 from restorevar.errors import UserError
 from restorevar.models import DetailConfig, GateConfig, RestoreVAR
-from restorevar.models.gate import STATISTICS_COUNT, PhotoGate
+from restorevar.models.gate import STATISTICS_COUNT, Correction, PhotoGate
 from restorevar.modules import DetailModule, GateModule
 from restorevar.modules.gate import blend_error, blend_loss, error_terms
 from restorevar.optimization import ConstantSchedule
@@ -21,13 +22,13 @@ def make_module(tiny_folders, **settings) -> GateModule:
     return module
 
 
-def test_the_error_of_a_blend_follows_from_nine_numbers():
+def test_the_error_of_a_blend_follows_from_fifteen_numbers():
     degraded, filtered, clean = (torch.rand(4, 3, 16, 16, dtype=torch.float64) for _ in range(3))
-    share, shift = torch.rand(4, 1, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    g, s = share[:, :, None, None], shift[:, :, None, None]
-    blend = filtered + g * (degraded - filtered) + (1 - g) * s
-    expected = (blend - clean).square().mean((1, 2, 3))
-    torch.testing.assert_close(blend_error(error_terms(degraded, filtered, clean), share, shift), expected)
+    drawn = torch.rand(4, 1), torch.randn(4, 3), torch.randn(4, 1)
+    correction = Correction(*(value.double() for value in drawn))
+    gate = PhotoGate(dataclasses.replace(GATE, filter_radius=0))
+    expected = (gate.blend(filtered, degraded, correction, 1.0) - clean).square().mean((1, 2, 3))
+    torch.testing.assert_close(blend_error(error_terms(degraded, filtered, clean), correction), expected)
 
 
 def test_what_makes_a_photo_worse_counts_more():
