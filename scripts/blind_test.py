@@ -85,11 +85,12 @@ def make(real: Path, clean: Path, output: Path, count: int, seed: int) -> None:
     for place in (real, clean):
         if not place.is_dir():
             raise UserError(f"{place}: no such folder; expected one of photos")
+    folders = {FOLDERS.get(path.name, path.name): path for path in sorted(real.iterdir()) if path.is_dir()}
+    folders = {kind: path for kind, path in folders.items() if kind in SEVERITIES}
+    for folder in folders.values():  # before anything is written
+        list_photos(folder)
     (output / "sheets").mkdir(parents=True, exist_ok=True)
-    for folder in sorted(path for path in real.iterdir() if path.is_dir()):
-        kind = FOLDERS.get(folder.name, folder.name)
-        if kind not in SEVERITIES:
-            continue
+    for kind, folder in folders.items():
         random = np.random.Generator(np.random.PCG64([seed, list(SEVERITIES).index(kind)]))
         own = clean / folder.name if (clean / folder.name).is_dir() else clean
         sources, good = list_photos(folder), list_photos(own)

@@ -28,8 +28,13 @@ def read_memory(checkpoints: list[Path]) -> torch.Tensor:
     memories = []
     for path in checkpoints:
         memory = torch.load(path, map_location="cpu", weights_only=True).get("gate_memory")
-        if memory is None or memory.dim() != 2 or memory.shape[1] != TERMS + STATISTICS_COUNT:
+        if memory is None or memory.dim() != 2:
             raise UserError(f"{path} remembers no photos; expected a checkpoint of stage 5")
+        if memory.shape[1] != TERMS + STATISTICS_COUNT:
+            raise UserError(
+                f"{path} remembers {memory.shape[1]} numbers a photo, from another version; expected "
+                f"{TERMS + STATISTICS_COUNT}: run stage 5 again"
+            )
         memories.append(memory)
     return torch.cat(memories)
 
@@ -70,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="weight decay")
     parser.add_argument("--floor", type=float, default=3e-4, help="added to the squared error of a photo")
-    parser.add_argument("--harm", type=float, default=0.8, help="how much more a dB below the degraded photo counts")
+    parser.add_argument("--harm", type=float, default=1.5, help="how much more a dB below the degraded photo counts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:

@@ -67,12 +67,9 @@ class LatentDiffusion:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        try:
-            from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-        except ImportError as error:
-            raise UserError(
-                f'diffusers cannot be imported ({error}); in the repository: python -m pip install ".[bench]"'
-            ) from error
+        check_diffusion()
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
         unet: Any = UNet2DConditionModel(**UNET)
         self.unet = unet.to(device, dtype, memory_format=torch.channels_last).eval()
         parameters = sum(parameter.numel() for parameter in self.unet.parameters())
@@ -122,6 +119,16 @@ class LatentDiffusion:
     def _prepared(self, photo: Tensor) -> Tensor:
         weight = self.unet.conv_in.weight
         return photo.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def check_diffusion() -> None:
+    """Raises a `UserError` if the package that ``diffusion`` is built from is not installed."""
+    try:
+        import diffusers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'diffusers cannot be imported ({error}); in the repository: python -m pip install ".[bench]"'
+        ) from error
 
 
 def load_plain() -> Any:

@@ -54,7 +54,7 @@ def benchmark(
         if count < 1:
             raise UserError(f"batch {count}; expected a positive number")
     from restorevar.benchmarking.benchmark import paper_model, run_benchmark
-    from restorevar.benchmarking.peers import check_plain
+    from restorevar.benchmarking.peers import check_diffusion, check_plain, load_plain
     from restorevar.models import RestoreVAR
 
     keep_freed_memory()
@@ -65,6 +65,9 @@ def benchmark(
     peers: list[Peer] = list(peer or [])
     if "plain" in peers:
         check_plain(network)
+        load_plain()
+    if "diffusion" in peers:
+        check_diffusion()
     console = Console()
     names = ("float32", "bfloat16")
     folders = {name: output / name for name in names} if precision == "both" else {precision: output}

@@ -123,12 +123,13 @@ def _publish(folder: Path, output: Path, record: dict[str, Any], overwrite: bool
     others = [name for name in files if name not in before and (output / name).exists()]
     if others and not overwrite:
         raise UserError(f"{output / others[0]} is there already; give another --output, or --overwrite to replace it")
+    for name in files:
+        give_usual_mode(folder / name)
     (output / RECORD).unlink(missing_ok=True)
     for name in before:
         if Path(name).name == name:
             (output / name).unlink(missing_ok=True)
     for name in files:
-        give_usual_mode(folder / name)
         (folder / name).replace(output / name)
     with atomic_write(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")

@@ -114,6 +114,8 @@ def dispatch(args: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(unknown_word("command", name, [*LIGHTNING_VERBS, *COMMANDS]))
+    if name in ("pipeline", "demo"):  # may train, and Lightning has its own way with SIGTERM
+        return run_command(name, rest)
     with termination_as_interrupt():
         return run_command(name, rest)
 
@@ -121,10 +123,17 @@ def dispatch(args: Sequence[str]) -> int:
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
     """What Ctrl-C cleans up, a job scheduler's or service manager's SIGTERM does too."""
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+    before = signal.getsignal(signal.SIGTERM)
+    # elsewhere Python allows no handlers; what others have set or ignored stays
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
@@ -191,7 +200,7 @@ def main(args: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 some files failed, 2 a mistake by the user (one line on standard error),
-        130 interrupted.
+        130 interrupted (Ctrl-C, or SIGTERM but in training).
     """
     set_up_logging()
     request_large_pages()

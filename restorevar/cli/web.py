@@ -37,8 +37,8 @@ def web(
 ) -> int:
     """Opens a page to try a model: give a photo, compare before and after, download the result.
 
-    The page is for this machine only, and photos stay on it: they are deleted when the command ends (Ctrl-C). Needs the
-    extra `web`: python -m pip install ".[web]" in the repository's folder.
+    The page is for this machine only, and photos stay on it: they are deleted when the command ends (Ctrl-C, SIGTERM).
+    Needs the extra `web`: python -m pip install ".[web]" in the repository's folder.
 
     Args:
         model: Name of a shipped model, a model folder, or a hub id.

@@ -154,9 +154,9 @@ class PhotoGate(nn.Module):
 def photo_statistics(degraded: Tensor, restored: Tensor) -> Tensor:
     """What the gate reads of a degraded and a restored photo.
 
-    Quantiles of brightness and of the dark channel (the least of the colours, of pixels and of windows); how much is
-    black and white, which haze and low light leave nothing of; of the deviation inside small blocks, which is noise in
-    flat ones and sharpness in others, at full and half size; how lopsided and how rare fine detail is (streaks and
+    Quantiles of brightness, of the dark channel (the least of the colours, of pixels and of windows) and of the
+    deviation inside small blocks, which is noise in flat ones and sharpness in others, at full and half size; how much
+    is black (in haze nothing) and white (in low light nothing); how lopsided and how rare fine detail is (streaks and
     flakes are bright); and what restoring changed.
 
     Args:

@@ -168,7 +168,7 @@ def _read_weights(path: Path, expected: dict[str, Tensor]) -> None:
                 if value.shape != tensor.shape:
                     raise UserError(
                         f"{path}: '{name}' has shape {tuple(value.shape)}; {CONFIG} expects {tuple(tensor.shape)}; "
-                        "was one of the two files replaced?"
+                        "was one of the two files replaced, or made by another version?"
                     )
                 tensor.copy_(value)
     except (OSError, SafetensorError) as error:

@@ -85,6 +85,12 @@ def assemble(config: RestoreVARConfig, state: Mapping[str, Tensor]) -> RestoreVA
         expected = model.state_dict()
         if different := sorted(expected.keys() ^ state.keys()):
             raise UserError(f"the weights do not fit the model's sizes: {different[0]} is missing or left over")
+        for name, value in state.items():
+            if value.numel() != expected[name].numel():
+                raise UserError(
+                    f"the weights do not fit the model's sizes: '{name}' has shape {tuple(value.shape)}, expected "
+                    f"{tuple(expected[name].shape)}; was it made by another version?"
+                )
         # gains were vectors while they were split
         model.load_state_dict({name: value.reshape(expected[name].shape) for name, value in state.items()})
     model.rebuild_tables()

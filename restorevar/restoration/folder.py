@@ -142,7 +142,8 @@ def _photos_in(folder: Path, output: Path) -> Iterator[Path]:
             path = here / name
             if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
-            if path.is_file() or not path.exists():  # a link to nothing is reported; a pipe would be waited for
+            # a pipe would be waited for; a link to nothing or into a locked folder is reported (pathlib would raise)
+            if os.path.isfile(path) or not os.path.exists(path):
                 yield path
 
 

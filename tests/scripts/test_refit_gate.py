@@ -56,6 +56,14 @@ def test_the_terms_of_the_weights_come_along(script, tiny_folders, tmp_path, mon
     assert (tmp_path / "model" / "TERMS.txt").read_text() == "free"
 
 
+def test_a_checkpoint_of_another_version(script, tiny_folders, tmp_path, monkeypatch, capsys):
+    torch.save({"gate_memory": torch.zeros(4, 66)}, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit, match="2"):
+        run(script, monkeypatch, tiny_folders["refiner"], tmp_path / "old.ckpt", "--output", tmp_path / "model")
+    assert "remembers 66 numbers a photo, from another version" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_checkpoint_of_another_stage(script, tiny_folders, tmp_path, monkeypatch, capsys):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit):
