@@ -25,3 +25,7 @@ def test_an_assembled_model_is_the_one_taken_apart() -> None:
 def test_weights_of_another_model_do_not_fit() -> None:
     with pytest.raises(UserError, match=r"do not fit the model's sizes: refiner\..* is missing or left over"):
         assemble(small_model(refiner=None).config, small_model().state_dict())
+    state = small_model().state_dict()
+    state["transformer.head.bias"] = state["transformer.head.bias"][:7]
+    with pytest.raises(UserError, match=r"'transformer\.head\.bias' has shape \(7,\), expected .*; was it made by an"):
+        assemble(small_model().config, state)
