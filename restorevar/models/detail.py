@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from restorevar.models.config import DetailConfig, TokenizerConfig
 from restorevar.models.initialization import cosine_sizes, low_cosines
-from restorevar.models.layers import GlobalContext, ResidualBlock
+from restorevar.models.layers import Convolution, GlobalContext, ResidualBlock
 
 __all__ = ["DetailPath", "Fuser"]
 
@@ -68,8 +68,8 @@ class PlainResidual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = Convolution(width, width)
+        self.conv2 = Convolution(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, h, w) -> (B, width, h, w)."""

@@ -8,13 +8,14 @@ attention is faster. Everywhere else these are the standard functions.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "attention", "by_onednn", "linear"]
+__all__ = ["Linear", "attention", "by_onednn", "even_step", "linear"]
 
 Gelu = Literal["none", "tanh"]  # exact form or tanh form, as in torch.nn.functional.gelu
 
@@ -121,11 +122,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     return _attend_in_float32(query, key, value)
 
 
+def even_step(count: int, most: int) -> int:
+    """Length of the steps through ``count``, at most ``most``, so that none is much shorter: short ones are slow.
+
+    Args:
+        count: What is to be gone through, 1 or more.
+        most: The longest step; taken for 1 if it is less.
+    """
+    return math.ceil(count / math.ceil(count / max(most, 1)))
+
+
 def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T) v, head by head."""
     batch, heads, tokens, width = query.shape
     attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
-    step = max(SCORE_BLOCK // key.shape[2], 1)
+    step = even_step(tokens, SCORE_BLOCK // key.shape[2])
     for sample in range(batch):
         for head in range(heads):
             keys, values = key[sample, head].contiguous(), value[sample, head].contiguous().T
@@ -151,7 +162,7 @@ def _attend_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     values = value.contiguous()
     attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
     group = max(SCORE_BLOCK_OF_HEADS // (tokens * length), 1)
-    step = max(SCORE_BLOCK_OF_HEADS // (group * length), 1)
+    step = even_step(tokens, SCORE_BLOCK_OF_HEADS // (group * length))
     for sample in range(batch):
         for first in range(0, heads, group):
             some = (sample, slice(first, first + group))
