@@ -8,6 +8,7 @@ import datetime
 import logging
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,13 +50,15 @@ def paper_model(seed: int = 0) -> RestoreVAR:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the processor or GPU, with the number of threads for the first."""
+    """Name of the processor or GPU; of a processor also its generation, which names often leave out, and the threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    name, path = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if path.exists():
+        facts = dict(re.findall(r"^([^\t:\n]+)\s*: (.+)$", path.read_text(), re.MULTILINE))
+        name = facts.get("model name", name)
+        if {"cpu family", "model"} <= facts.keys():
+            name += f" (family {facts['cpu family']}, model {facts['model']})"
     return f"{name}, {torch.get_num_threads()} threads"
 
 

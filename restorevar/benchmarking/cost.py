@@ -47,7 +47,7 @@ class Rates:
     convolution: float
 
     def floor(self, cost: Cost) -> float:
-        """Seconds below which these rates allow no photo."""
+        """Seconds of a photo's nominal operations at these rates; algorithms that do with fewer can be faster."""
         return cost.convolutions / self.convolution + cost.products / max(self.product, self.fast_product)
 
 

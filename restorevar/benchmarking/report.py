@@ -57,7 +57,7 @@ class Report:
         versions: Date, versions and settings.
         operations: Operations of one photo of the model's own size, by kind.
         rates: Operations a second reached by one product and one convolution in the same run.
-        floor: Seconds below which these rates allow no photo.
+        floor: Seconds of a photo's nominal operations at these rates.
         rows: Table of whole restorations, own model and peers.
         parts: Median seconds by part of the model.
         sizes: Photos of several sizes.

@@ -24,10 +24,9 @@ _BIASES = (1 - 1 / P**2, (1 / P + 1) / 2, (1 / P - 1) / 2, 0.0, 0.0, 1 - P**2)
 
 # bytes of rows transformed at a time: a part of the last-level cache
 BLOCK = 1 << 24
-# C_in C_out H W, and H W, below which the many calls and the kernels' own transform cost more than they save
-SMALLEST = {torch.float32: (1 << 27, 1 << 10), torch.bfloat16: (1 << 28, 1 << 11)}
-# C_in C_out / (C_in + C_out) below which the sums cost more than the multiplications saved
-FEWEST_CHANNELS = 48
+# C_in C_out H W, H W and C_in C_out / (C_in + C_out) below which the many calls, the kernels' own transform and the
+# sums cost more than they save
+LEAST = {torch.float32: (1 << 27, 1 << 10, 48), torch.bfloat16: (1 << 28, 1 << 11, 64)}
 
 
 def saves_time(x: Tensor, weight: Tensor) -> bool:
@@ -39,9 +38,11 @@ def saves_time(x: Tensor, weight: Tensor) -> bool:
     """
     filters, channels = weight.shape[:2]
     height, width = x.shape[2:]
-    work, pixels = SMALLEST[x.dtype]
-    large = channels * filters * height * width >= work and height * width >= pixels
-    return large and height % ROWS == 0 and channels * filters >= FEWEST_CHANNELS * (channels + filters)
+    if height % ROWS:
+        return False
+    pixels, pairs = height * width, channels * filters
+    least_work, least_pixels, least_channels = LEAST[x.dtype]
+    return pixels * pairs >= least_work and pixels >= least_pixels and pairs >= least_channels * (channels + filters)
 
 
 def _kernels(weight: Tensor) -> Tensor:
