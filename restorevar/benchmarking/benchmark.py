@@ -50,7 +50,7 @@ def paper_model(seed: int = 0) -> RestoreVAR:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the processor or GPU; of a processor also its generation, which names often leave out, and the threads."""
+    """Name of the processor or GPU; of a processor also its generation, which names often lack, and the threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name, path = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
