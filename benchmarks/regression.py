@@ -37,7 +37,7 @@ def medium_model() -> RestoreVAR:
     torch.manual_seed(0)
     config = RestoreVARConfig(
         scales=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
-        tokenizer=TokenizerConfig(base_channels=96),
+        tokenizer=TokenizerConfig(base_channels=128),
         transformer=TransformerConfig(depth=4, width=256, heads=4, gain_init=1.0),
         refiner=RefinerConfig(depth=2),
     )

@@ -53,13 +53,22 @@ def describe_device(device: torch.device) -> str:
     """Name of the processor or GPU; of a processor also its generation, which names often lack, and the threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name, path = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if path.exists():
-        facts = dict(re.findall(r"^([^\t:\n]+)\s*: (.+)$", path.read_text(), re.MULTILINE))
-        name = facts.get("model name", name)
-        if {"cpu family", "model"} <= facts.keys():
-            name += f" (family {facts['cpu family']}, model {facts['model']})"
-    return f"{name}, {torch.get_num_threads()} threads"
+    path = Path("/proc/cpuinfo")
+    name = processor_name(path.read_text()) if path.exists() else None
+    return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def processor_name(facts: str) -> str | None:
+    """Name, family and model of the processor that the text of ``/proc/cpuinfo`` describes; None where it has no name.
+
+    Args:
+        facts: The text.
+    """
+    known = dict(re.findall(r"^([^\t:\n]+)\s*: (.+)$", facts, re.MULTILINE))
+    if "model name" not in known:
+        return None
+    generation = f" (family {known['cpu family']}, model {known['model']})" if "cpu family" in known else ""
+    return known["model name"] + generation
 
 
 def versions() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Operations that a model cannot avoid, and the rates that a machine reaches on them."""
+"""A model's nominal operations, and the rates that a machine reaches on them."""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ attention is faster. Everywhere else these are the standard functions.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "attention", "by_onednn", "even_step", "linear"]
+__all__ = ["Linear", "attention", "by_onednn", "even_slices", "linear"]
 
 Gelu = Literal["none", "tanh"]  # exact form or tanh form, as in torch.nn.functional.gelu
 
@@ -122,28 +123,29 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     return _attend_in_float32(query, key, value)
 
 
-def even_step(count: int, most: int) -> int:
-    """Length of the steps through ``count``, at most ``most``, so that none is much shorter: short ones are slow.
+def even_slices(count: int, most: int) -> list[slice]:
+    """Slices through ``count`` of at most ``most`` each, whose lengths differ by one at most: short ones are slow.
 
     Args:
         count: What is to be gone through, 1 or more.
-        most: The longest step; taken for 1 if it is less.
+        most: Length of the longest allowed; taken for 1 if it is less.
     """
-    return math.ceil(count / math.ceil(count / max(most, 1)))
+    parts = math.ceil(count / max(most, 1))
+    return [slice(start, stop) for start, stop in pairwise(count * part // parts for part in range(parts + 1))]
 
 
 def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T) v, head by head."""
     batch, heads, tokens, width = query.shape
     attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
-    step = even_step(tokens, SCORE_BLOCK // key.shape[2])
+    blocks = even_slices(tokens, SCORE_BLOCK // key.shape[2])
     for sample in range(batch):
         for head in range(heads):
             keys, values = key[sample, head].contiguous(), value[sample, head].contiguous().T
-            for start in range(0, tokens, step):
-                scores = _product(query[sample, head, start : start + step], keys)
+            for rows in blocks:
+                scores = _product(query[sample, head, rows], keys)
                 torch.softmax(scores, dim=-1, out=scores)
-                attended[sample, head, start : start + step] = _product(scores, values)
+                attended[sample, head, rows] = _product(scores, values)
     return attended
 
 
@@ -162,12 +164,11 @@ def _attend_in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     values = value.contiguous()
     attended = value.new_empty(batch, tokens, heads, width).transpose(1, 2)
     group = max(SCORE_BLOCK_OF_HEADS // (tokens * length), 1)
-    step = even_step(tokens, SCORE_BLOCK_OF_HEADS // (group * length))
+    blocks = even_slices(tokens, SCORE_BLOCK_OF_HEADS // (group * length))
     for sample in range(batch):
         for first in range(0, heads, group):
             some = (sample, slice(first, first + group))
-            for start in range(0, tokens, step):
-                rows = slice(start, start + step)
+            for rows in blocks:
                 scores = torch.bmm(queries[some][:, rows], keys[some])
                 torch.softmax(scores, dim=-1, out=scores)
                 attended[some][:, rows] = torch.bmm(scores, values[some])

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from restorevar import RestoreVAR, memory
 from restorevar.benchmarking import benchmark as benchmark_module
 from restorevar.benchmarking import timing
-from restorevar.benchmarking.benchmark import run_benchmark
+from restorevar.benchmarking.benchmark import processor_name, run_benchmark
 from restorevar.benchmarking.cost import Cost, Rates, count, counting, rate_calls
 from restorevar.benchmarking.parts import measure_parts
 from restorevar.benchmarking.timing import interleave, peak_memory
@@ -223,3 +223,10 @@ class TestRun:
         assert message in capsys.readouterr().err
         assert (tmp_path / "taken").read_text() == "mine"
         assert not (tmp_path / "new").exists()
+
+
+def test_processors_are_named_by_generation() -> None:
+    facts = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
+    assert processor_name(facts) == "AMD EPYC (family 25, model 17)"
+    assert processor_name("model name\t: Something\n") == "Something"
+    assert processor_name("processor\t: 0\nFeatures\t: fp asimd\n") is None  # Arm

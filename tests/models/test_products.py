@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from restorevar.models import products
-from restorevar.models.products import Linear, attention, linear
+from restorevar.models.products import Linear, attention, even_slices, linear
 
 
 @pytest.mark.parametrize("gelu", [None, "none", "tanh"])
@@ -86,3 +88,13 @@ def test_attention_in_bfloat16_training_has_the_gradients_of_sdpa() -> None:
     expected.backward(upstream)
     for part, reference in zip(ours, exact, strict=True):
         assert (part.grad.float() - reference.grad).norm() < 2e-2 * reference.grad.norm()
+
+
+@given(count=st.integers(1, 3000), most=st.integers(-1, 3000))
+def test_slices_are_even_and_few(count, most) -> None:
+    slices = even_slices(count, most)
+    lengths = [part.stop - part.start for part in slices]
+    assert [place for part in slices for place in range(part.start, part.stop)] == list(range(count))
+    assert max(lengths) - min(lengths) <= 1
+    assert max(lengths) <= max(most, 1)
+    assert len(slices) == -(-count // max(most, 1))
