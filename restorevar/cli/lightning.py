@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -86,16 +87,27 @@ def _forget_lists(previous: Namespace, given: dict[str, Any]) -> None:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes the settings once training starts: a resume that is refused leaves those of the run as they are."""
+    """Writes the settings once the run starts: one that is refused leaves the folder as it is."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes them for the other verbs."""
-        if stage != "fit":
-            super().setup(trainer, pl_module, stage)
+        """Does nothing yet: whether the run can start is not known."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes them."""
         super().setup(trainer, pl_module, "fit")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes them, unless this is a validation within training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            super().setup(trainer, pl_module, "validate")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes them."""
+        super().setup(trainer, pl_module, "test")
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes them."""
+        super().setup(trainer, pl_module, "predict")
 
 
 class RestoreVARCLI(LightningCLI):

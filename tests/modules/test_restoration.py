@@ -242,4 +242,4 @@ def test_mistakes_are_one_line(folder, verb, changes, words, capsys):
     message = capsys.readouterr().err
     assert words in message
     assert "Traceback" not in message
-    assert not (folder / "mistake" / "scores.csv").exists()
+    assert not (folder / "mistake").exists()
