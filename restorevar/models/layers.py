@@ -33,6 +33,11 @@ def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def _composable(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of x may be put together from oneDNN's own operations."""
+    return by_onednn(x) and _channels_last(x) and weight.dtype == x.dtype
+
+
 def _rows(x: Tensor) -> list[Tensor]:
     """Samples of a channels-last tensor as (H W, C) views."""
     return [sample.permute(1, 2, 0).view(-1, x.shape[1]) for sample in x]
@@ -206,8 +211,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        by_hand = by_onednn(x) and _channels_last(x) and self.weight.dtype == x.dtype
-        if not (by_hand and saves_time(x, self.weight)):
+        if not (_composable(x, self.weight) and saves_time(x, self.weight)):
             return super().forward(x)
         return winograd_convolution(x, self.weight, self.bias)
 
@@ -225,7 +229,7 @@ class PointwiseConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        if not (by_onednn(x) and _channels_last(x)):
+        if not _composable(x, self.weight):
             return super().forward(x)
         return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
@@ -341,6 +345,6 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        if by_onednn(x) and _channels_last(x) and self.conv.weight.dtype == x.dtype:
+        if _composable(x, self.conv.weight):
             return F.conv_transpose2d(x, doubling_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -4,11 +4,8 @@ import torch
 from restorevar import RestoreVAR
 from restorevar.benchmarking import peers
 from restorevar.errors import UserError
+from tests.models.reference import relative
 from tests.models.small import randomize, small_config
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 class TestPlain:

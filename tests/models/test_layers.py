@@ -12,10 +12,7 @@ from restorevar.models.layers import (
     Upsample,
 )
 from restorevar.models.products import by_onednn
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
+from tests.models.reference import relative
 
 
 def norm(groups: int, channels: int, silu: bool) -> GroupNorm:
